@@ -1,0 +1,1 @@
+"""Suites, scenarios, tiers and tuned parameters: data files and their loaders."""

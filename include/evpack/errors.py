@@ -1,0 +1,122 @@
+"""Errors grouped by who is at fault, and the exit codes that carry them across processes.
+
+Every error says what is wrong, with which value, and how to mend it. `diagnostics()` is what a person
+sees; a traceback is shown only for a `Bug` (anything that is not an `EvpackError`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class StepExit(IntEnum):
+    """Exit codes of `evpack step`: the contract between a step and whatever runs it."""
+
+    OK = 0
+    BAD_INPUT = 2
+    """The operator's input is wrong: never retried."""
+    PERMANENT = 10
+    """The step cannot succeed with these inputs (damaged shard, unknown architecture): never retried."""
+    OUT_OF_MEMORY = 11
+    """Host or device memory: retried with half the batch, at most twice."""
+    TRANSIENT = 12
+    """May succeed when tried again."""
+    DISK = 13
+    """No space or quota left: permanent until somebody makes room."""
+    BLOCKED = 14
+    """Something this step needs was not produced: a failure, never a skip."""
+
+
+class CampaignExit(IntEnum):
+    """Exit codes of `evpack campaign run|resume` and of every command that ends in a verdict."""
+
+    PASS = 0
+    FAIL = 1
+    BAD_INPUT = 2
+    INCOMPLETE = 3
+
+
+class EvpackError(Exception):
+    """Base of all errors this package raises on purpose.
+
+    Args:
+        what: one line naming what is wrong and with which value.
+        mend: one line saying how to mend it (may be empty when nothing can be done).
+    """
+
+    exit_code: int = StepExit.PERMANENT
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.mend = mend
+
+    def diagnostics(self) -> str:
+        """The text for people: what is wrong, then the mend."""
+        return f"{self.what}\n  mend: {self.mend}" if self.mend else self.what
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.mend})" if self.mend else self.what
+
+
+# --- the operator's fault -------------------------------------------------------------------------
+class BadInput(EvpackError):
+    """A parameter, file or path given by the operator is wrong. Raised before any compute."""
+
+    exit_code = StepExit.BAD_INPUT
+
+
+class MissingFile(BadInput):
+    """A file or directory that the operator named does not exist."""
+
+
+# --- the checkpoint's or the text's fault ---------------------------------------------------------
+class CheckpointError(EvpackError):
+    """A checkpoint is damaged or of a kind that cannot be handled; names the shard or tensor."""
+
+
+class DataError(EvpackError):
+    """The evaluation text or its windows cannot be used."""
+
+
+class EvaluationError(EvpackError):
+    """A subject could not be evaluated at all (no report is possible)."""
+
+
+# --- the machine's fault --------------------------------------------------------------------------
+class OutOfMemory(EvpackError):
+    """Host or device memory ran out."""
+
+    exit_code = StepExit.OUT_OF_MEMORY
+
+
+class DiskFull(EvpackError):
+    """No space or quota left on a device."""
+
+    exit_code = StepExit.DISK
+
+
+class Transient(EvpackError):
+    """A failure that may go away by itself (network, a busy device)."""
+
+    exit_code = StepExit.TRANSIENT
+
+
+# --- nobody's fault: a dependency is missing ------------------------------------------------------
+class Blocked(EvpackError):
+    """A step's needs were not met because an earlier step failed."""
+
+    exit_code = StepExit.BLOCKED
+
+
+# --- the evidence is wrong ------------------------------------------------------------------------
+class EvidenceError(EvpackError):
+    """Evidence is malformed, inconsistent or does not follow from its records."""
+
+
+class IntegrityError(EvidenceError):
+    """Bytes differ from what their digest promises."""
+
+
+class BrokenContract(EvpackError):
+    """A step broke the house rules (published twice, returned nothing): a defect of this package."""

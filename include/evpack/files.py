@@ -1,0 +1,254 @@
+"""Bytes on disk: canonical JSON, digests, and publishing that is all or nothing.
+
+Nothing here knows what a campaign is. A reader never sees half a file: each writer works under a
+temporary name beside its target, flushes it to the device, and publishes by a rename or link that
+never replaces what is already there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from evpack.errors import DiskFull, EvidenceError
+
+_HASH_CHUNK = 1 << 20
+"""Bytes read at a time while hashing; large enough that the hash, not the call, is the cost."""
+
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON document that is parsed; the largest real one (a plan of 64 models) is below 8 MB."""
+
+Json = Any
+"""A value of `json.loads`: None, bool, int, float, str, list or dict."""
+
+
+class AlreadyPublished(FileExistsError):
+    """The target exists already: another attempt finished first."""
+
+
+def canonical_json(value: Json) -> bytes:
+    """Key-sorted, compact, ASCII JSON with a newline: equal values give equal bytes.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON cannot carry (store null and a reason instead).
+    """
+    return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode("ascii")
+
+
+def pretty_json(value: Json) -> bytes:
+    """Key-sorted, indented JSON with a newline, for files that people open.
+
+    Raises:
+        ValueError: for NaN or infinity.
+    """
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """A float as JSON may carry it: None in place of NaN and infinities."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
+    """Parse strict JSON: UTF-8 without BOM, no duplicate keys, no NaN or infinity, bounded size.
+
+    Args:
+        data: the bytes that were hashed, never a second read of the file.
+        name: what to call the document in an error.
+
+    Raises:
+        EvidenceError: naming the document and the fault.
+    """
+    if len(data) > limit:
+        raise EvidenceError(f"{name}: {len(data)} bytes of JSON, more than the limit of {limit}")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise EvidenceError(f"{name}: starts with a byte order mark")
+
+    def no_constant(token: str) -> NoReturn:
+        raise EvidenceError(f"{name}: {token} is not a JSON number")
+
+    def finite(token: str) -> float:
+        number = float(token)
+        if not math.isfinite(number):
+            raise EvidenceError(f"{name}: {token} overflows a 64-bit float")
+        return number
+
+    def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise EvidenceError(f"{name}: key {twice!r} stands twice in one object")
+        return result
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite
+        )
+    except UnicodeDecodeError as error:
+        raise EvidenceError(f"{name}: not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise EvidenceError(f"{name}: not JSON: {error.msg} at line {error.lineno}") from error
+    except RecursionError as error:
+        raise EvidenceError(f"{name}: JSON nested too deeply") from error
+    except ValueError as error:  # an integer with more digits than Python converts
+        raise EvidenceError(f"{name}: {error}") from error
+
+
+def read_json(path: Path) -> Json:
+    """`parse_json` of a whole file.
+
+    Raises:
+        FileNotFoundError: when the file is not there.
+        EvidenceError: when it is not strict JSON.
+    """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of bytes (64 characters, no prefix)."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(_HASH_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_json(value: Json) -> str:
+    """Hex SHA-256 of the canonical JSON of a value."""
+    return sha256_bytes(canonical_json(value))
+
+
+def tree_digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every regular file below `root` (or of `root` itself), keyed by POSIX relative path, sorted."""
+    if root.is_file():
+        return {root.name: sha256_file(root)}
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
+
+
+def fsync_tree(root: Path) -> None:
+    """Flush a file, or every file and directory below a directory, to the device."""
+    paths = [root] if root.is_file() else [*root.rglob("*"), root]
+    for path in paths:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+    """Write a file so that readers see either nothing, the old or the whole new content.
+
+    Args:
+        replace: False refuses to touch an existing file.
+
+    Raises:
+        AlreadyPublished: with replace=False when the file exists.
+        DiskFull: when the device has no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.tmp.{uuid.uuid4().hex}")
+    try:
+        with disk_errors(path):
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        if replace:
+            os.replace(part, path)
+        else:
+            try:
+                os.link(part, path)
+            except FileExistsError as error:
+                raise AlreadyPublished(errno.EEXIST, "exists already", str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Json, *, replace: bool = True) -> None:
+    """`write_atomic` of pretty JSON."""
+    write_atomic(path, pretty_json(value), replace=replace)
+
+
+@contextmanager
+def publishing(target: Path, label: str = "0") -> Iterator[Path]:
+    """A fresh directory that becomes `target` when the block ends well, and vanishes otherwise.
+
+    Publishing is one rename that never replaces: when `target` exists by then, the work is discarded and
+    `AlreadyPublished` raised. The caller decides whether that is fine (another attempt finished first).
+
+    Args:
+        target: the directory to create; its parent is created when missing.
+        label: part of the temporary name, for people who look (the try number).
+
+    Raises:
+        AlreadyPublished: when the target exists.
+        DiskFull: when the device has no room.
+    """
+    if target.exists():
+        raise AlreadyPublished(errno.EEXIST, "exists already", str(target))
+    part = target.with_name(f"{target.name}.tmp.{label}.{uuid.uuid4().hex}")
+    part.mkdir(parents=True)
+    try:
+        with disk_errors(target):
+            yield part
+            fsync_tree(part)
+        try:
+            os.rename(part, target)  # POSIX: fails on a directory that is not empty
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise AlreadyPublished(errno.EEXIST, "exists already", str(target)) from error
+            raise
+        _fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT into `DiskFull` naming the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left while writing {path}", "free some space on that file system and resume the campaign"
+            ) from error
+        raise
+
+
+def _fsync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+
+
+
+def utc_now() -> str:
+    """The current time as ISO 8601 UTC with seconds, e.g. ``2026-11-23T14:50:00Z``."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""What a campaign will do: models, lanes, steps and their needs, decided once and frozen in state/plan.json."""

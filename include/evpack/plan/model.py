@@ -1,0 +1,182 @@
+"""The frozen shapes of a plan. Everything later reads these and adds nothing to them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evpack.catalog.edit_spec import ResolvedEdit
+from evpack.catalog.scenarios import Scenario
+from evpack.errors import BadInput
+from evpack.files import digest_json, parse_json
+from evpack.rundir import RunDir
+
+PLAN_SCHEMA = "evpack_campaign_plan_v1"
+
+
+class Frozen(BaseModel):
+    """Base of all plan parts: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepType(StrEnum):
+    """Kinds of steps; the value is the task id in the DAG."""
+
+    SETUP_BASELINE = "setup_baseline"
+    CALIBRATE = "calibrate"
+    DERIVE_PRESET = "derive_preset"
+    CREATE = "create"
+    EVALUATE = "evaluate"
+    COMPILE_VERDICT = "compile_verdict"
+    BUILD_PACK = "build_pack"
+    VERIFY_PACK = "verify_pack"
+
+    def reference_name(self, category: str | None = None) -> str:
+        """The reference's task type (as in TASK_TIMEOUT_<TASKTYPE>), upper case.
+
+        Args:
+            category: scenario category, which splits create and evaluate into edit and error kinds.
+        """
+        kind = "ERROR" if category == "error_injection" else "EDIT"
+        return {
+            StepType.CALIBRATE: "CALIBRATION_RUN",
+            StepType.DERIVE_PRESET: "GENERATE_PRESET",
+            StepType.CREATE: f"CREATE_{kind}",
+            StepType.EVALUATE: f"EVALUATE_{kind}",
+        }.get(self, self.value.upper())
+
+
+class ModelSource(Frozen):
+    """Where a baseline comes from."""
+
+    kind: Literal["local", "hub"]
+    """`local`: a checkpoint directory on this host; `hub`: a repository id with a pinned revision."""
+    path: str | None = None
+    """Absolute directory of a local source."""
+    revision: str | None = None
+    """Pinned commit of a hub source, or the content digest (``sha256:<hex>``) of a local one."""
+
+
+class ModelPlan(Frozen):
+    """One model of the campaign."""
+
+    id: str
+    """The id as the suite writes it, e.g. ``HuggingFaceTB/SmolLM2-135M-Instruct``."""
+    label: str
+    """Short name for people, e.g. ``SmolLM2-135M``."""
+    name: str
+    """Directory name, see `rundir.model_name`."""
+    source: ModelSource
+    weights_gb: float
+    """Weights on disk, GB (10^9 bytes)."""
+    devices: int = Field(ge=0)
+    """Accelerators needed; 0 runs on the CPU."""
+    lane: str
+    """Lane id, see `plan.lanes`."""
+    batch: int = Field(ge=1)
+    """Windows per forward pass."""
+
+
+class StepPlan(Frozen):
+    """One step: what `evpack step RUN_DIR STEP_ID` does."""
+
+    id: str
+    type: StepType
+    model: str | None = None
+    """Model directory name, None for campaign-level steps."""
+    scenario: str | None = None
+    """Scenario id of create and evaluate steps."""
+    lane: str | None = None
+    needs: tuple[str, ...] = ()
+    """Ids of steps whose markers must exist."""
+    runs: tuple[int, ...] = ()
+    """Run numbers (1-based) of calibrate and evaluate steps."""
+    edit: ResolvedEdit | None = None
+    """Concrete parameters of a create step that edits; None for error injections."""
+    timeout_s: int | None = None
+    """Execution limit in seconds, None for no limit."""
+
+
+class CampaignPlan(Frozen):
+    """state/plan.json."""
+
+    schema_: str = Field(default=PLAN_SCHEMA, alias="schema")
+    suite: str
+    created_at: str
+    evpack_version: str
+    settings_digest: str
+    """SHA-256 of the canonical JSON of the frozen settings."""
+    models: tuple[ModelPlan, ...]
+    """In priority order (small first unless the order setting says otherwise)."""
+    scenarios: tuple[Scenario, ...]
+    steps: tuple[StepPlan, ...]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def model(self, name: str) -> ModelPlan:
+        """The model with this directory name.
+
+        Raises:
+            BadInput: when the plan has none.
+        """
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise BadInput(f"the plan has no model {name!r}", "known: " + ", ".join(m.name for m in self.models))
+
+    def scenario(self, scenario_id: str) -> Scenario:
+        """The scenario with this id.
+
+        Raises:
+            BadInput: when the plan has none.
+        """
+        for scenario in self.scenarios:
+            if scenario.id == scenario_id:
+                return scenario
+        raise BadInput(f"the plan has no scenario {scenario_id!r}", "known: " + ", ".join(s.id for s in self.scenarios))
+
+    def step(self, step_id: str) -> StepPlan:
+        """The step with this id.
+
+        Raises:
+            BadInput: when the plan has none.
+        """
+        for step in self.steps:
+            if step.id == step_id:
+                return step
+        raise BadInput(f"the plan has no step {step_id!r}", "step ids stand in state/plan.json")
+
+    def steps_of(self, type_: StepType, *, model: str | None = None, lane: str | None = None) -> tuple[StepPlan, ...]:
+        """Steps of one type in plan order, optionally of one model or lane."""
+        return tuple(
+            step
+            for step in self.steps
+            if step.type is type_ and model in (None, step.model) and lane in (None, step.lane)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value, keys as on disk."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's canonical JSON."""
+        return digest_json(self.to_json())
+
+
+def load_plan(run: RunDir) -> CampaignPlan:
+    """Read state/plan.json.
+
+    Raises:
+        BadInput: when the directory was never planned.
+    """
+    if not run.plan.is_file():
+        raise BadInput(f"{run.root} holds no plan (state/plan.json)", "give a run directory of a planned campaign")
+    return CampaignPlan.model_validate(parse_json(run.plan.read_bytes(), str(run.plan)))
+
+
+def step_id(type_: StepType, model: str | None = None, scenario: str | None = None) -> str:
+    """The id of a step: ``<model>.<scenario>.<type>`` with the absent parts left out."""
+    return ".".join(part for part in (model, scenario, type_.value) if part)

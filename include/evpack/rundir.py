@@ -1,0 +1,199 @@
+"""The run directory of one campaign. The only module that knows its layout (the reference's, where it applies).
+
+Model names, scenario ids and step ids are validated here before they become paths.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from evpack.errors import BadInput
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,119}")
+_STEP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
+RESERVED_NAMES = frozenset(
+    {"analysis", "archive", "evidence_pack", "logs", "presets", "reports", "state", "workers", "queue"}
+)
+"""Directories of a run directory that no model may be named after."""
+
+
+def model_name(model_id: str) -> str:
+    """Directory name of a model id: lower case, ``/`` to ``__``, space to ``_``, other characters outside [a-z0-9_-] dropped.
+
+    Raises:
+        BadInput: when nothing usable is left or the name is reserved.
+    """
+    text = model_id.lower().replace("/", "__").replace(" ", "_")
+    name = re.sub(r"[^a-z0-9_-]", "", text)
+    if not _ID.fullmatch(name) or name in RESERVED_NAMES:
+        raise BadInput(
+            f"model id {model_id!r} gives the directory name {name!r}, which is empty, too long or reserved",
+            "use a model id with letters and digits that is not one of " + ", ".join(sorted(RESERVED_NAMES)),
+        )
+    return name
+
+
+def checked_id(value: str, what: str) -> str:
+    """The value, when it is safe as one path component.
+
+    Raises:
+        BadInput: naming the value.
+    """
+    if not _ID.fullmatch(value):
+        raise BadInput(f"{what} {value!r} is not a valid id", "use letters, digits, '_' and '-', at most 120 characters")
+    return value
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """Paths of one model inside a run directory."""
+
+    root: Path
+
+    @property
+    def baseline(self) -> Path:
+        """The baseline checkpoint: a directory with config, tokenizer and safetensors (files or links)."""
+        return self.root / "models" / "baseline"
+
+    @property
+    def profile(self) -> Path:
+        """model_profile.json."""
+        return self.root / "model_profile.json"
+
+    @property
+    def windows(self) -> Path:
+        """Tokenised windows and the schedule of all runs: a directory."""
+        return self.root / "windows"
+
+    def variant(self, scenario_id: str) -> Path:
+        """The variant of a scenario: a directory with delta.safetensors and variant.json."""
+        return self.root / "models" / checked_id(scenario_id, "scenario")
+
+    @property
+    def calibration(self) -> Path:
+        """Calibration reports: run_<k> directories."""
+        return self.root / "reports" / "calibration"
+
+    def report(self, scenario_id: str, category: str, run: int) -> Path:
+        """Directory of one report: ``reports/<scenario>/run_<n>`` or ``reports/errors/<scenario>``."""
+        checked_id(scenario_id, "scenario")
+        if category == "error_injection":
+            return self.root / "reports" / "errors" / scenario_id
+        return self.root / "reports" / scenario_id / f"run_{run}"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one campaign."""
+
+    root: Path
+
+    # state
+    @property
+    def settings(self) -> Path:
+        """state/settings.json: the settings frozen by `plan`."""
+        return self.root / "state" / "settings.json"
+
+    @property
+    def plan(self) -> Path:
+        """state/plan.json."""
+        return self.root / "state" / "plan.json"
+
+    @property
+    def scenarios(self) -> Path:
+        """state/scenarios.json: the manifest this campaign uses."""
+        return self.root / "state" / "scenarios.json"
+
+    @property
+    def policy(self) -> Path:
+        """state/policy.json: the resolved tier and profile thresholds this campaign uses."""
+        return self.root / "state" / "policy.json"
+
+    @property
+    def tuned_edit_params(self) -> Path:
+        """state/tuned_edit_params.json."""
+        return self.root / "state" / "tuned_edit_params.json"
+
+    @property
+    def model_revisions(self) -> Path:
+        """state/model_revisions.json: the pins this campaign uses."""
+        return self.root / "state" / "model_revisions.json"
+
+    @property
+    def source_repo(self) -> Path:
+        """state/source_repo.json: provenance collected when the campaign was planned."""
+        return self.root / "state" / "source_repo.json"
+
+    @property
+    def progress(self) -> Path:
+        """state/progress.json, derived."""
+        return self.root / "state" / "progress.json"
+
+    @property
+    def errors(self) -> Path:
+        """state/errors.json, derived."""
+        return self.root / "state" / "errors.json"
+
+    def marker(self, step_id: str) -> Path:
+        """Completion marker of a step, written last."""
+        return self.root / "state" / "steps" / f"{checked_step(step_id)}.json"
+
+    def attempts(self, step_id: str) -> Path:
+        """Directory of attempt records of a step, one file per attempt."""
+        return self.root / "state" / "attempts" / checked_step(step_id)
+
+    def task_log(self, step_id: str) -> Path:
+        """Log of a step, appended to by each attempt."""
+        return self.root / "logs" / "tasks" / f"{checked_step(step_id)}.log"
+
+    @property
+    def archive(self) -> Path:
+        """Results that a redo replaced; never counted by a verdict."""
+        return self.root / "archive"
+
+    # results
+    @property
+    def presets(self) -> Path:
+        """calibrated_preset_<model>.yaml files."""
+        return self.root / "presets"
+
+    def preset(self, name: str) -> Path:
+        """The calibrated preset of a model."""
+        return self.presets / f"calibrated_preset_{checked_id(name, 'model name')}.yaml"
+
+    @property
+    def reports(self) -> Path:
+        """Verdict files and summaries."""
+        return self.root / "reports"
+
+    @property
+    def final_verdict(self) -> Path:
+        """reports/final_verdict.json."""
+        return self.reports / "final_verdict.json"
+
+    @property
+    def analysis(self) -> Path:
+        """Figures about the campaign itself (memory plan, determinism repeats, timeline)."""
+        return self.root / "analysis"
+
+    @property
+    def pack(self) -> Path:
+        """Where the evidence pack goes unless PACK_DIR says otherwise."""
+        return self.root / "evidence_pack"
+
+    def model(self, name: str) -> ModelDir:
+        """Paths of one model by its directory name."""
+        return ModelDir(self.root / checked_id(name, "model name"))
+
+
+def checked_step(step_id: str) -> str:
+    """The step id, when it is safe as a file name.
+
+    Raises:
+        BadInput: naming the value.
+    """
+    if not _STEP_ID.fullmatch(step_id) or ".." in step_id:
+        raise BadInput(f"step id {step_id!r} is not valid", "take a step id from state/plan.json")
+    return step_id

@@ -1,0 +1,1 @@
+"""The steps of a campaign: idempotent functions from files to files."""
