@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -174,7 +174,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = 
                 stream.flush()
                 os.fsync(stream.fileno())
         if replace:
-            os.replace(part, path)
+            part.replace(path)
         else:
             try:
                 os.link(part, path)
@@ -213,7 +213,7 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
             yield part
             fsync_tree(part)
         try:
-            os.rename(part, target)  # POSIX: fails on a directory that is not empty
+            part.rename(target)  # POSIX: fails on a directory that is not empty
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyPublished(errno.EEXIST, "exists already", str(target)) from error
@@ -242,9 +242,6 @@ def _fsync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-
 
 
 def utc_now() -> str:

@@ -90,7 +90,8 @@ class Home:
                 raise PermissionError(13, "not writable")
         except OSError as error:
             raise BadInput(
-                f"{ENV_NAME} {self.root} cannot be written ({error.strerror})", f"set {ENV_NAME} to a writable directory"
+                f"{ENV_NAME} {self.root} cannot be written ({error.strerror})",
+                f"set {ENV_NAME} to a writable directory",
             ) from error
         return self
 

@@ -20,7 +20,7 @@ RESERVED_NAMES = frozenset(
 
 
 def model_name(model_id: str) -> str:
-    """Directory name of a model id: lower case, ``/`` to ``__``, space to ``_``, other characters outside [a-z0-9_-] dropped.
+    """Directory name of a model id: lower case, ``/`` to ``__``, space to ``_``, all else outside [a-z0-9_-] dropped.
 
     Raises:
         BadInput: when nothing usable is left or the name is reserved.
@@ -42,7 +42,9 @@ def checked_id(value: str, what: str) -> str:
         BadInput: naming the value.
     """
     if not _ID.fullmatch(value):
-        raise BadInput(f"{what} {value!r} is not a valid id", "use letters, digits, '_' and '-', at most 120 characters")
+        raise BadInput(
+            f"{what} {value!r} is not a valid id", "use letters, digits, '_' and '-', at most 120 characters"
+        )
     return value
 
 

@@ -1,0 +1,23 @@
+"""`evpack step`: the command every runtime runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `step`."""
+
+    @app.command()
+    def step(
+        run_dir: Path = typer.Argument(help="Run directory of a planned campaign."),
+        step_id: str = typer.Argument(help="Step id from state/plan.json, or one of the short campaign-level ids."),
+        try_: int = typer.Option(1, "--try", min=1, help="Try number within the DAG run."),
+        dag_run: str | None = typer.Option(None, "--dag-run", help="Id of the DAG run that asks."),
+    ) -> None:
+        """Run one step of a campaign; the exit code says how it ended."""
+        from evpack.steps.runner import main_step
+
+        raise typer.Exit(main_step(run_dir, step_id, try_, dag_run))

@@ -1,0 +1,229 @@
+"""Runs one step: needs, markers, redo, attempt record, log, exit code. The only way a step is ever run.
+
+Order: read the plan -> needs -> marker (keep or archive) -> work -> marker -> attempt record.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepExit
+from evpack.files import digest_json, write_json
+from evpack.home import Home
+from evpack.plan.model import CampaignPlan, StepPlan, StepType, load_plan
+from evpack.rundir import RunDir
+from evpack.settings import Settings
+from evpack.steps import state
+from evpack.steps.base import StepContext, StepFunction, log
+
+STEP_FUNCTIONS: Mapping[StepType, str] = {
+    StepType.SETUP_BASELINE: "evpack.steps.setup_baseline:setup_baseline",
+    StepType.CALIBRATE: "evpack.steps.calibrate:calibrate",
+    StepType.DERIVE_PRESET: "evpack.steps.derive_preset:derive_preset",
+    StepType.CREATE: "evpack.steps.create:create",
+    StepType.EVALUATE: "evpack.steps.evaluate:evaluate",
+    StepType.COMPILE_VERDICT: "evpack.steps.compile_verdict:compile_verdict_step",
+    StepType.BUILD_PACK: "evpack.steps.build_pack:build_pack",
+    StepType.VERIFY_PACK: "evpack.steps.verify_pack:verify_pack",
+}
+"""Where each step type's function is; imported when it runs, so that light steps never import torch."""
+
+ALWAYS_RUN = frozenset({StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK})
+"""Steps that look at everything on disk: cheap, idempotent by themselves, never skipped because of a marker."""
+
+MAX_BATCH_HALVINGS = 2
+"""An out-of-memory retry halves the batch at most this often."""
+
+_PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)
+"""Python errors that a second try cannot cure (scheduling spec, section 7)."""
+
+
+class Terminated(BaseException):
+    """The step was asked to stop (SIGTERM)."""
+
+
+class TimedOut(BaseException):
+    """The step ran longer than its limit."""
+
+
+def run_step(
+    run_dir: Path, step_id: str, *, attempt: int = 1, dag_run: str | None = None, own_process: bool = False
+) -> StepExit:
+    """Run one step of a planned campaign.
+
+    Args:
+        run_dir: the campaign's run directory.
+        attempt: try number within the DAG run, from 1.
+        dag_run: id of the DAG run that asks; a higher try of the same DAG run redoes a finished step.
+        own_process: True in a process that runs nothing else: SIGTERM and the step's time limit then end the step.
+
+    Returns:
+        The classified exit code; the error's text is in the attempt record and the log.
+
+    Raises:
+        BadInput: when the directory holds no plan or the plan has no such step (nothing is recorded then).
+    """
+    run = RunDir(run_dir.absolute())
+    plan = load_plan(run)
+    step = plan.step(step_id)
+    settings = Settings.parse(run.settings.read_bytes())
+    record = state.Attempt(run, step_id, attempt, dag_run)
+    with _logging_to(run.task_log(step_id)):
+        record.begin()
+        exit_: StepExit = StepExit.TRANSIENT
+        error: str | None = "interrupted"
+        try:
+            with _limits(step, own_process):
+                _finish(
+                    StepContext(run, plan, settings, step, Home.locate(), attempt, _batch(run, plan, step)), dag_run
+                )
+            exit_, error = StepExit.OK, None
+        except Exception as problem:
+            exit_, error = classify(problem), _text(problem)
+            log.error("%s: %s", exit_.name.lower(), error)
+            if not isinstance(problem, EvpackError):
+                log.error("".join(traceback.format_exception(problem)))
+        except Terminated:
+            exit_, error = StepExit.TRANSIENT, "terminated from outside"
+            log.error("terminated")
+        except TimedOut:
+            exit_, error = StepExit.TRANSIENT, f"Timeout: task exceeded its limit of {step.timeout_s} s"
+            log.error("%s", error)
+        finally:
+            record.end(exit_, error)
+            if step.type is StepType.COMPILE_VERDICT:
+                write_json(run.progress, state.progress(run, plan))
+                write_json(run.errors, state.errors(run, plan))
+    return exit_
+
+
+def _finish(ctx: StepContext, dag_run: str | None) -> None:
+    """Do the step's work unless a valid marker says it is done."""
+    inputs = input_digest(ctx.run, ctx.plan, ctx.step)
+    marker = state.read_marker(ctx.run, ctx.step.id)
+    if marker is not None and ctx.step.type not in ALWAYS_RUN:
+        cleared = dag_run is not None and marker.dag_run == dag_run and ctx.attempt > marker.attempt
+        if not cleared and marker.input_digest == inputs and marker.intact(ctx.run):
+            log.info("%s is done already (%s)", ctx.step.id, marker.finished_at)
+            return
+        log.info("%s is redone; old results move to archive/", ctx.step.id)
+        state.archive_outputs(ctx.run, marker)
+    published = _function(ctx.step.type)(ctx)
+    if not published:
+        raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
+    state.write_marker(
+        ctx.run, ctx.step, input_digest=inputs, published=published, dag_run=dag_run, attempt=ctx.attempt
+    )
+    log.info("%s done", ctx.step.id)
+
+
+def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:
+    """Digest of all a step depends on: itself, the frozen settings, what its needs made.
+
+    Raises:
+        Blocked: naming the needs that were not produced.
+    """
+    needs: dict[str, str] = {}
+    missing = []
+    for need in step.needs:
+        marker = state.read_marker(run, need)
+        if marker is None:
+            missing.append(need)
+        else:
+            needs[need] = marker.outputs_digest()
+    if missing:
+        raise Blocked(
+            f"step {step.id} needs {', '.join(missing)}, which did not finish", "mend the earlier failure, then resume"
+        )
+    return digest_json({"step": step.model_dump(mode="json"), "settings": plan.settings_digest, "needs": needs})
+
+
+def classify(problem: BaseException) -> StepExit:
+    """The exit code of an exception (scheduling spec, section 7: by type, never by searching old logs)."""
+    if isinstance(problem, EvpackError):
+        return StepExit(problem.exit_code)
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return StepExit.OUT_OF_MEMORY
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return StepExit.DISK
+    return StepExit.PERMANENT if isinstance(problem, _PERMANENT) else StepExit.TRANSIENT
+
+
+def _text(problem: BaseException) -> str:
+    return str(problem) if isinstance(problem, EvpackError) else f"{type(problem).__name__}: {problem}"
+
+
+def _batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None:
+    """The lowered batch after out-of-memory attempts, None when there were none."""
+    halvings = sum(record["exit"] == StepExit.OUT_OF_MEMORY for record in state.read_attempts(run, step.id))
+    if not halvings or step.model is None:
+        return None
+    halved: int = plan.model(step.model).batch >> min(halvings, MAX_BATCH_HALVINGS)
+    return max(1, halved)
+
+
+def _function(type_: StepType) -> StepFunction:
+    module, _, name = STEP_FUNCTIONS[type_].partition(":")
+    function: StepFunction = getattr(importlib.import_module(module), name)
+    return function
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send this package's log to the step's own log file; the caller's handlers stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("evpack")
+    previous = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(previous)
+        handler.close()
+
+
+@contextmanager
+def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
+    """Turn SIGTERM and the step's time limit into exceptions, so that temporary directories are cleaned up."""
+    if not own_process:
+        yield
+        return
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimedOut
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGALRM, expire)
+    if step.timeout_s:
+        signal.alarm(step.timeout_s)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None) -> int:
+    """`evpack step`: run a step in this process, its log on standard output."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return int(run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True))
+    except BadInput as error:
+        print(f"evpack: {error.diagnostics()}", file=sys.stderr)
+        return int(StepExit.BAD_INPUT)

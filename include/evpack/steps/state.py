@@ -1,0 +1,245 @@
+"""Completion markers and attempt records: the only state of a campaign besides its results.
+
+One marker per finished step (written last) and one record per attempt (one writer each). Progress and
+error summaries are derived from them, so that no file has two writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evpack.errors import EvidenceError, StepExit
+from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
+from evpack.plan.model import CampaignPlan, StepPlan
+from evpack.rundir import RunDir
+
+MARKER_SCHEMA = "evpack_step_marker_v1"
+ATTEMPT_SCHEMA = "evpack_step_attempt_v1"
+REHASH_LIMIT = 1 << 20
+"""Outputs up to this many bytes are hashed again when a marker is checked; larger ones by size only."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A finished step: what it was made from and what it made."""
+
+    step: str
+    input_digest: str
+    outputs: dict[str, dict[str, Any]]
+    """``{path relative to the run directory: {sha256, bytes}}``."""
+    dag_run: str | None
+    attempt: int
+    finished_at: str
+
+    def outputs_digest(self) -> str:
+        """Digest of what the step made; part of the input digest of those who need it."""
+        return digest_json({path: entry["sha256"] for path, entry in self.outputs.items()})
+
+    def intact(self, run: RunDir) -> bool:
+        """Whether every output is still there and unchanged (large ones: by size)."""
+        for name, entry in self.outputs.items():
+            path = run.root / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                return False
+            if entry["bytes"] <= REHASH_LIMIT and sha256_file(path) != entry["sha256"]:
+                return False
+        return True
+
+
+def read_marker(run: RunDir, step_id: str) -> Marker | None:
+    """The marker of a step, or None when it has none or an unreadable one (then the step is not finished)."""
+    try:
+        value = read_json(run.marker(step_id))
+        return Marker(
+            step=value["step"],
+            input_digest=value["input_digest"],
+            outputs=value["outputs"],
+            dag_run=value["dag_run"],
+            attempt=value["try"],
+            finished_at=value["finished_at"],
+        )
+    except (FileNotFoundError, EvidenceError, KeyError, TypeError):
+        return None
+
+
+def write_marker(
+    run: RunDir, step: StepPlan, *, input_digest: str, published: Iterable[Path], dag_run: str | None, attempt: int
+) -> Marker:
+    """Hash what a step published and write its marker.
+
+    Raises:
+        FileNotFoundError: when a published path does not exist.
+        ValueError: when one lies outside the run directory.
+    """
+    outputs: dict[str, dict[str, Any]] = {}
+    for path in published:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            name = file.relative_to(run.root).as_posix()
+            outputs[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    marker = Marker(step.id, input_digest, outputs, dag_run, attempt, utc_now())
+    value = {
+        "schema": MARKER_SCHEMA,
+        "step": marker.step,
+        "input_digest": marker.input_digest,
+        "outputs": marker.outputs,
+        "dag_run": marker.dag_run,
+        "try": marker.attempt,
+        "finished_at": marker.finished_at,
+    }
+    write_json(run.marker(step.id), value)
+    return marker
+
+
+def archive_outputs(run: RunDir, marker: Marker) -> Path:
+    """Move a step's old outputs below archive/ and drop its marker (marker first: a kill in between leaves no lie)."""
+    target = run.archive / marker.step / f"try{marker.attempt}-{uuid.uuid4().hex[:8]}"
+    target.mkdir(parents=True)
+    run.marker(marker.step).replace(target / "marker.json")
+    for name in marker.outputs:
+        source = run.root / name
+        if source.is_file() or source.is_symlink():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target / name)
+            _remove_empty(source.parent, run.root)
+    return target
+
+
+def _remove_empty(directory: Path, stop: Path) -> None:
+    while directory != stop and directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+        directory = directory.parent
+
+
+@dataclass
+class Attempt:
+    """One attempt of a step. Written when it starts and rewritten, by the same process, when it ends."""
+
+    run: RunDir
+    step: str
+    number: int
+    dag_run: str | None
+    started_at: str = field(default_factory=utc_now)
+    _clock: float = field(default_factory=time.monotonic)
+    _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    def begin(self) -> None:
+        """Record that the attempt runs."""
+        self._write({"exit": None, "class": "running", "ended_at": None, "seconds": None, "error": None})
+
+    def end(self, exit_: StepExit, error: str | None) -> None:
+        """Record how the attempt ended."""
+        self._write(
+            {
+                "exit": int(exit_),
+                "class": exit_.name.lower(),
+                "ended_at": utc_now(),
+                "seconds": round(time.monotonic() - self._clock, 3),
+                "error": error,
+            }
+        )
+
+    def _write(self, end: dict[str, Any]) -> None:
+        value = {
+            "schema": ATTEMPT_SCHEMA,
+            "step": self.step,
+            "try": self.number,
+            "dag_run": self.dag_run,
+            "started_at": self.started_at,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **end,
+        }
+        write_json(self.run.attempts(self.step) / f"{self.number:03d}-{self._name}.json", value)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process and of any child it waited for, bytes."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return int(max(own, children)) * 1024
+
+
+def read_attempts(run: RunDir, step_id: str) -> list[dict[str, Any]]:
+    """All readable attempt records of a step, oldest first."""
+    records = []
+    directory = run.attempts(step_id)
+    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+        with contextlib.suppress(EvidenceError, FileNotFoundError):
+            records.append(read_json(path))
+    return sorted(records, key=lambda record: (record["started_at"], record["try"]))
+
+
+def step_state(run: RunDir, step_id: str) -> str:
+    """``done``, ``running``, ``failed`` or ``waiting``, derived from marker and attempts."""
+    if run.marker(step_id).is_file():
+        return "done"
+    attempts = read_attempts(run, step_id)
+    if not attempts:
+        return "waiting"
+    last = attempts[-1]
+    if last["class"] != "running":
+        return "failed"
+    return "running" if _alive(last) else "failed"
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether the process of a running attempt exists; on another host it is taken to."""
+    if record["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(record["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def progress(run: RunDir, plan: CampaignPlan) -> dict[str, Any]:
+    """The reference's progress.json: counts by state, percentage, status."""
+    states = [step_state(run, step.id) for step in plan.steps]
+    counts = {name: states.count(name) for name in ("waiting", "running", "done", "failed")}
+    total = len(states)
+    if counts["done"] == total:
+        status = "completed"
+    elif counts["running"] or counts["waiting"]:
+        status = "running" if counts["running"] or counts["done"] else "initializing"
+    else:
+        status = "completed_with_failures"
+    return {
+        "total": total,
+        "pending": counts["waiting"],
+        "running": counts["running"],
+        "completed": counts["done"],
+        "failed": counts["failed"],
+        "progress_pct": round(100 * counts["done"] / total, 1) if total else 100.0,
+        "status": status,
+        "updated_at": utc_now(),
+    }
+
+
+def errors(run: RunDir, plan: CampaignPlan) -> list[dict[str, Any]]:
+    """The reference's errors.json: one entry per failed attempt."""
+    return [
+        {
+            "task_id": step.id,
+            "error_type": record["class"],
+            "error_msg": record["error"],
+            "timestamp": record["ended_at"],
+        }
+        for step in plan.steps
+        for record in read_attempts(run, step.id)
+        if record["class"] not in ("ok", "running")
+    ]
