@@ -1,0 +1,66 @@
+# Everything a newcomer needs: `make demo` for a real campaign, `make test` for the tests.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export EVPACK_HOME ?= $(CURDIR)/.evpack
+AREA ?= all
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-quick test lint format up bench docs fixture clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: $(READY) ## Build .venv with every pinned package
+
+# torch goes first and alone: the rest then accepts the build that is there instead of choosing another one.
+$(READY): requirements.txt pyproject.toml
+	@echo "building $(VENV) (a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed; give one with PYTHON=..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check "$$(grep -E '^torch==' requirements.txt | cut -d' ' -f1)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(READY) ## Edit, damage and evaluate a real model through Airflow; seal and verify the evidence pack
+	@$(BIN)/evpack assets demo
+	@$(BIN)/evpack campaign run --suite demo
+
+demo-quick: $(READY) ## The same without a scheduler (airflow dags test)
+	@$(BIN)/evpack assets demo
+	@$(BIN)/evpack campaign run --suite demo --quick
+
+test: lint ## Lint, types, layers and every test that belongs to CI
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## Ruff, mypy --strict, layer rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+up: $(READY) ## Airflow with its UI on this project, until Ctrl-C
+	@$(BIN)/evpack airflow up
+
+bench: $(READY) ## Measure the promised figures: make bench AREA=campaign
+	@$(BIN)/python -m benchmarks $(AREA)
+
+docs: $(READY) ## Regenerate docs/tuning.md and docs/benchmarks.md
+	@$(BIN)/evpack settings docs > docs/tuning.md
+	@$(BIN)/python -m benchmarks --docs
+
+fixture: $(READY) ## Train the fixture model again (about 3 minutes; needs the text)
+	@$(BIN)/python tools/train_fixture.py
+
+clean: ## Remove the virtual environment and this checkout's EVPACK_HOME
+	@rm -rf $(VENV) .evpack build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
