@@ -36,7 +36,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """value / reference."""
+        """Value / reference."""
         return self.value / self.reference if self.reference else None
 
     @property
