@@ -1,0 +1,547 @@
+"""Everything an operator can set, in one frozen model, and the one place where an environment is read.
+
+`resolve` runs once, when a campaign is planned. Its result is frozen into state/settings.json; no later step
+looks at PACK_* or INVARLOCK_* variables again. A field is named after its variable: lower case, without the
+PACK_ or INVARLOCK_ prefix. docs/tuning.md is generated from the metadata below (`evpack.settings_docs`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from evpack.errors import BadInput, EvidenceError
+from evpack.files import digest_json, parse_json
+
+
+@dataclass(frozen=True)
+class Var:
+    """What is known about a setting besides its type and default."""
+
+    group: str
+    """Section of docs/tuning.md."""
+    env: tuple[str, ...] | str
+    """Environment variables that set it; the first one that is not empty wins."""
+    text: str
+    acts: str = ""
+    """Where it acts; empty when nothing reads it."""
+    airflow: str = ""
+    """The mechanism that took the variable's place, when it was about queues, workers or locks."""
+    secret: bool = False
+    """Points at a secret: taken from the environment only, its value never repeated in a message."""
+    empty_counts: bool = False
+    """An empty string is a value of its own (it disables something), not the same as unset."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The environment variables as a tuple."""
+        return (self.env,) if isinstance(self.env, str) else self.env
+
+
+TASK_TYPES = (
+    *("SETUP_BASELINE", "CALIBRATION_RUN", "GENERATE_PRESET", "CREATE_EDIT", "CREATE_EDITS_BATCH", "EVALUATE_EDIT"),
+    *("CREATE_ERROR", "EVALUATE_ERROR", "COMPILE_VERDICT", "BUILD_PACK", "VERIFY_PACK"),
+)
+"""What may follow TASK_TIMEOUT_, in upper case; either case is understood."""
+
+_TIMEOUT_PREFIX = "TASK_TIMEOUT_"
+_AUTO = frozenset({"", "auto", "none"})
+
+
+# --- types of values ------------------------------------------------------------------------------
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+def _auto(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in _AUTO else value
+
+
+def _seconds(value: object) -> object:
+    """Seconds; empty, 0 and none mean no limit."""
+    value = _auto(_no_bool(value))
+    return None if value in (0, "0") else value
+
+
+def _timeouts(value: object) -> object:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise ValueError("a mapping of task type to seconds is needed")
+    unknown = [key for key in value if str(key).upper() not in TASK_TYPES]
+    if unknown:
+        raise ValueError(f"unknown task type {unknown[0]!r}; known: {', '.join(TASK_TYPES)}")
+    return {str(key).upper(): _seconds(seconds) for key, seconds in value.items()}
+
+
+def _items(value: object) -> object:
+    """A list, also when written with commas."""
+    if isinstance(value, str):
+        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
+    return value
+
+
+def _absolute(value: str) -> str:
+    return str(Path(value).expanduser().absolute())
+
+
+def _key_path(value: object) -> object:
+    if isinstance(value, str) and ("-----BEGIN" in value or "\n" in value.strip()):
+        raise ValueError("the value is key material; give the path of a PEM file instead")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Count = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[Whole, Field(ge=1)]
+Gigabytes = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+"""10^9 bytes."""
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_seconds)]
+"""Seconds, None for no limit."""
+FilePath = Annotated[str, AfterValidator(_absolute)]
+"""Absolute; a relative one is taken from the directory where the campaign is planned."""
+Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
+Paths = Annotated[tuple[FilePath, ...], BeforeValidator(_items)]
+
+# Where settings act; the words of docs/tuning.md.
+PLAN = "plan"
+ENGINE = "calibrate, evaluate"
+DATA = "plan, setup_baseline"
+PACK = "build_pack"
+LATER = ""
+
+CORE, HARDWARE, MODELS, TEXT, EDITS = "Core", "Hardware", "Models", "Evaluation", "Edits and presets"
+RUNS, STORAGE, WORKERS, PACKING = "Experiment", "Storage and memory", "Workers and reliability", "Pack"
+
+_POOLS = "pools and pool_slots decide when a step starts"
+_RETRY = "task retries with exponential backoff"
+_MODEL = "Model of this slot: hub id or directory. Empty disables the slot of the suite."
+
+
+class Settings(BaseModel):
+    """The settings of one campaign. Defaults are the reference's; a suite may bring its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    # --- core
+    suite: Annotated[str, Var(CORE, "PACK_SUITE", "Name of the suite (`evpack suites` lists them).", PLAN)] = "subset"
+    net: Annotated[bool, Var(CORE, "PACK_NET", "Allow the network; 0 works offline from pinned snapshots.", "all")] = (
+        False
+    )
+    output_dir: Annotated[
+        FilePath | None,
+        Var(CORE, ("PACK_OUTPUT_DIR", "OUTPUT_DIR"), "Run directory; else one below EVPACK_HOME.", PLAN),
+    ] = None
+    output_dir_absolute: Annotated[
+        bool, Var(CORE, "PACK_OUTPUT_DIR_ABSOLUTE", "Kept for compatibility: the run directory is always absolute.")
+    ] = False
+    suite_mode: Annotated[
+        Literal["full", "calibrate-only", "run-only"],
+        Var(CORE, "PACK_SUITE_MODE", "Which part of the campaign runs; only `full` so far.", PLAN),
+    ] = "full"
+    determinism: Annotated[
+        Literal["throughput", "strict"],
+        Var(CORE, "PACK_DETERMINISM", "`strict` turns on deterministic kernels and turns TF32 off.", ENGINE),
+    ] = "throughput"
+    repeats: Annotated[Count, Var(CORE, "PACK_REPEATS", "Repeated evaluations of one edit; only 0 so far.", PLAN)] = 0
+    model_revisions_file: Annotated[
+        FilePath | None,
+        Var(CORE, "PACK_MODEL_REVISIONS_FILE", "Pinned revisions; else model_revisions.json in EVPACK_HOME.", PLAN),
+    ] = None
+    use_batch_edits: Annotated[
+        Annotated[bool | None, BeforeValidator(_auto)],
+        Var(
+            CORE, "PACK_USE_BATCH_EDITS", "Force (true) or forbid (false) batch edits; auto creates them singly.", PLAN
+        ),
+    ] = None
+    resume_mode: Annotated[
+        bool,
+        Var(CORE, "RESUME_MODE", "Continue a run directory that holds a plan; false refuses such a directory.", PLAN),
+    ] = True
+    resume: Annotated[
+        FilePath | None, Var(CORE, "PACK_RESUME", "Run directory of a planned campaign to continue.", PLAN)
+    ] = None
+    profile: Annotated[
+        Literal["dev", "ci", "ci_cpu", "release", "small"],
+        Var(CORE, "PACK_PROFILE", "Policy profile: floors on windows and tokens, evidence level.", "plan, verdict"),
+    ] = "ci"
+    order: Annotated[
+        Literal["small_first", "large_first"], Var(CORE, "PACK_ORDER", "Order of the models within a lane.", PLAN)
+    ] = "small_first"
+    scenarios: Annotated[
+        Items | None, Var(CORE, "PACK_SCENARIOS", "A manifest file, or the ids of the suite's scenarios to keep.", PLAN)
+    ] = None
+
+    # --- hardware
+    cuda_visible_devices: Annotated[
+        Items | None, Var(HARDWARE, "CUDA_VISIBLE_DEVICES", "Device pool, ids with commas.", PLAN)
+    ] = None
+    gpu_id_list: Annotated[
+        Items | None, Var(HARDWARE, "GPU_ID_LIST", "Device pool when CUDA_VISIBLE_DEVICES is unset.", PLAN)
+    ] = None
+    num_gpus: Annotated[
+        Annotated[Count | None, BeforeValidator(_auto)],
+        Var(HARDWARE, "NUM_GPUS", "Devices to use at most; auto takes the whole pool, 0 runs on the CPU.", PLAN),
+    ] = None
+    gpu_memory_gb: Annotated[
+        Annotated[Gigabytes | None, BeforeValidator(_auto)],
+        Var(HARDWARE, "GPU_MEMORY_GB", "Memory of a device for planning; auto takes the smallest found.", PLAN),
+    ] = None
+    gpu_memory_per_device: Annotated[
+        Annotated[Gigabytes | None, BeforeValidator(_auto)],
+        Var(HARDWARE, "GPU_MEMORY_PER_DEVICE", "The same, stronger than GPU_MEMORY_GB.", PLAN),
+    ] = None
+    gpu_min_free_gb: Annotated[Gigabytes, Var(HARDWARE, "GPU_MIN_FREE_GB", "Free memory a device must have.")] = 10
+    gpu_require_idle: Annotated[bool, Var(HARDWARE, "GPU_REQUIRE_IDLE", "Only devices without compute processes.")] = (
+        True
+    )
+    gpu_cache_ttl: Annotated[Seconds, Var(HARDWARE, "GPU_CACHE_TTL", "Age of cached device facts, s.")] = 5
+    gpu_reservation_ttl: Annotated[
+        Seconds, Var(HARDWARE, "GPU_RESERVATION_TTL", "Life of a device reservation, s.", airflow=_POOLS)
+    ] = 60
+    gpu_reservation_lock_timeout: Annotated[
+        Seconds, Var(HARDWARE, "GPU_RESERVATION_LOCK_TIMEOUT", "Wait for the reservation lock, s.", airflow=_POOLS)
+    ] = 5
+
+    # --- models
+    models: Annotated[
+        Items | None, Var(MODELS, "PACK_MODELS", "Models in place of the suite's: hub ids or directories.", PLAN)
+    ] = None
+    model_1: Annotated[str | None, Var(MODELS, "MODEL_1", _MODEL, PLAN, empty_counts=True)] = None
+    model_2: Annotated[str | None, Var(MODELS, "MODEL_2", _MODEL, PLAN, empty_counts=True)] = None
+    model_3: Annotated[str | None, Var(MODELS, "MODEL_3", _MODEL, PLAN, empty_counts=True)] = None
+    model_4: Annotated[str | None, Var(MODELS, "MODEL_4", _MODEL, PLAN, empty_counts=True)] = None
+    model_5: Annotated[str | None, Var(MODELS, "MODEL_5", _MODEL, PLAN, empty_counts=True)] = None
+    model_6: Annotated[str | None, Var(MODELS, "MODEL_6", _MODEL, PLAN, empty_counts=True)] = None
+    model_7: Annotated[str | None, Var(MODELS, "MODEL_7", _MODEL, PLAN, empty_counts=True)] = None
+    model_8: Annotated[str | None, Var(MODELS, "MODEL_8", _MODEL, PLAN, empty_counts=True)] = None
+    skip_flash_attn: Annotated[bool, Var(MODELS, "SKIP_FLASH_ATTN", "Do not use flash attention.")] = False
+    hf_home: Annotated[
+        FilePath | None, Var(MODELS, "HF_HOME", "Hugging Face caches; else hf/ in EVPACK_HOME.", "plan, setup_baseline")
+    ] = None
+    hf_hub_cache: Annotated[
+        FilePath | None, Var(MODELS, "HF_HUB_CACHE", "Model snapshots; else hub/ in HF_HOME.", "plan, setup_baseline")
+    ] = None
+    hf_datasets_cache: Annotated[
+        FilePath | None, Var(MODELS, "HF_DATASETS_CACHE", "Prepared datasets; else datasets/ in HF_HOME.")
+    ] = None
+    transformers_cache: Annotated[
+        FilePath | None, Var(MODELS, "TRANSFORMERS_CACHE", "Older name of a cache directory.")
+    ] = None
+
+    # --- evaluation
+    dataset: Annotated[
+        Literal["wikitext2", "hf_text", "local_jsonl", "text", "synthetic", "seq2seq"],
+        Var(TEXT, "INVARLOCK_DATASET", "Provider of the evaluation text; `text` and `local_jsonl` so far.", DATA),
+    ] = "wikitext2"
+    text_path: Annotated[
+        FilePath | None, Var(TEXT, "PACK_TEXT_PATH", "A .txt file or a directory of them, for provider `text`.", DATA)
+    ] = None
+    dataset_provider_yaml: Annotated[
+        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_YAML", "Provider as YAML mapping; refused so far.", PLAN)
+    ] = None
+    dataset_provider_json: Annotated[
+        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_JSON", "Provider as JSON object; refused so far.", PLAN)
+    ] = None
+    hf_dataset_name: Annotated[str, Var(TEXT, "INVARLOCK_HF_DATASET_NAME", "Dataset of provider `hf_text`.")] = (
+        "allenai/c4"
+    )
+    hf_config_name: Annotated[str, Var(TEXT, "INVARLOCK_HF_CONFIG_NAME", "Its configuration.")] = "en"
+    hf_text_field: Annotated[str, Var(TEXT, "INVARLOCK_HF_TEXT_FIELD", "Its text field.")] = "text"
+    hf_max_samples: Annotated[Positive, Var(TEXT, "INVARLOCK_HF_MAX_SAMPLES", "Rows taken at most.")] = 2000
+    hf_trust_remote_code: Annotated[
+        bool, Var(TEXT, "INVARLOCK_HF_TRUST_REMOTE_CODE", "Refused when true: no code of others is run.", PLAN)
+    ] = False
+    hf_cache_dir: Annotated[
+        FilePath | None, Var(TEXT, "INVARLOCK_HF_CACHE_DIR", "Cache directory of provider `hf_text`.")
+    ] = None
+    local_jsonl_file: Annotated[
+        FilePath | None, Var(TEXT, "INVARLOCK_LOCAL_JSONL_FILE", "File of provider `local_jsonl`.", DATA)
+    ] = None
+    local_jsonl_path: Annotated[
+        FilePath | None, Var(TEXT, "INVARLOCK_LOCAL_JSONL_PATH", "File or directory of it.", DATA)
+    ] = None
+    local_jsonl_data_files: Annotated[
+        Paths | None, Var(TEXT, "INVARLOCK_LOCAL_JSONL_DATA_FILES", "Globs or list of its files.", DATA)
+    ] = None
+    local_jsonl_text_field: Annotated[
+        str, Var(TEXT, "INVARLOCK_LOCAL_JSONL_TEXT_FIELD", "Text field of provider `local_jsonl`.", DATA)
+    ] = "text"
+    local_jsonl_max_samples: Annotated[
+        Positive, Var(TEXT, "INVARLOCK_LOCAL_JSONL_MAX_SAMPLES", "Rows taken at most.", DATA)
+    ] = 2000
+    tier: Annotated[
+        Literal["conservative", "balanced", "aggressive"],
+        Var(TEXT, "INVARLOCK_TIER", "Strictness of the guards and gates.", "plan, evaluate, verdict"),
+    ] = "balanced"
+    preview_windows: Annotated[Positive, Var(TEXT, "INVARLOCK_PREVIEW_WINDOWS", "Preview windows per run.", DATA)] = 32
+    final_windows: Annotated[Positive, Var(TEXT, "INVARLOCK_FINAL_WINDOWS", "Final windows per run.", DATA)] = 32
+    seq_len: Annotated[Annotated[Whole, Field(ge=2)], Var(TEXT, "INVARLOCK_SEQ_LEN", "Tokens per window.", DATA)] = 512
+    stride: Annotated[
+        Positive, Var(TEXT, "INVARLOCK_STRIDE", "Tokens from window to window; evaluation uses seq_len.", DATA)
+    ] = 256
+    eval_batch: Annotated[
+        Positive, Var(TEXT, "INVARLOCK_EVAL_BATCH", "Windows per forward pass.", "plan, calibrate, evaluate")
+    ] = 32
+    guards_order: Annotated[
+        Items, Var(TEXT, "PACK_GUARDS_ORDER", "Guards in the order they run.", "plan, evaluate, verdict")
+    ] = ("invariants", "spectral", "rmt", "variance", "invariants")
+
+    # --- edits and presets
+    tuned_edit_params_file: Annotated[
+        FilePath | None,
+        Var(EDITS, "PACK_TUNED_EDIT_PARAMS_FILE", "Tuned parameters of clean edits; else the shipped file.", PLAN),
+    ] = None
+    calibration_preset_dir: Annotated[
+        FilePath | None,
+        Var(EDITS, "PACK_CALIBRATION_PRESET_DIR", "Presets to reuse, by model; refused so far.", PLAN),
+    ] = None
+    calibration_preset_file: Annotated[
+        FilePath | None,
+        Var(EDITS, "PACK_CALIBRATION_PRESET_FILE", "One preset to reuse for all models; refused so far.", PLAN),
+    ] = None
+
+    # --- experiment
+    drift_calibration_runs: Annotated[
+        Count, Var(RUNS, "DRIFT_CALIBRATION_RUNS", "Calibration runs per model.", "plan, calibrate")
+    ] = 5
+    clean_edit_runs: Annotated[
+        Count, Var(RUNS, "CLEAN_EDIT_RUNS", "Evaluation runs per clean scenario; 0 leaves them out.", "plan, evaluate")
+    ] = 3
+    stress_edit_runs: Annotated[
+        Count,
+        Var(RUNS, "STRESS_EDIT_RUNS", "Evaluation runs per stress scenario; 0 leaves them out.", "plan, evaluate"),
+    ] = 2
+    run_error_injection: Annotated[
+        bool, Var(RUNS, "RUN_ERROR_INJECTION", "Whether error scenarios are part of the campaign.", PLAN)
+    ] = True
+
+    # --- storage and memory
+    baseline_storage_mode: Annotated[
+        Literal["snapshot_symlink", "snapshot_copy", "save_pretrained"],
+        Var(STORAGE, "PACK_BASELINE_STORAGE_MODE", "How a baseline enters the run directory.", "plan, setup_baseline"),
+    ] = "snapshot_symlink"
+    min_free_disk_gb: Annotated[
+        Gigabytes, Var(STORAGE, "MIN_FREE_DISK_GB", "Space that must stay free beside what is written, GB.", PLAN)
+    ] = 200
+    skip_disk_preflight: Annotated[
+        bool, Var(STORAGE, "PACK_SKIP_DISK_PREFLIGHT", "Plan without looking at the free space.", PLAN)
+    ] = False
+    cuda_memory_fraction: Annotated[
+        Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)],
+        Var(STORAGE, "CUDA_MEMORY_FRACTION", "Part of a device's memory that steps may use.", PLAN),
+    ] = 0.92
+    model_load_overhead_gb: Annotated[
+        Gigabytes, Var(STORAGE, "MODEL_LOAD_OVERHEAD_GB", "Planned on top of the weights to load, GB.", PLAN)
+    ] = 4
+    edit_overhead_gb: Annotated[
+        Gigabytes, Var(STORAGE, "EDIT_OVERHEAD_GB", "Planned for an edit, GB; edits stream and need no device.")
+    ] = 8
+    batch_edit_overhead_gb: Annotated[
+        Gigabytes, Var(STORAGE, "BATCH_EDIT_OVERHEAD_GB", "The same for batch edits, GB.")
+    ] = 8
+    overhead_gb: Annotated[
+        Gigabytes, Var(STORAGE, "INVARLOCK_OVERHEAD_GB", "Planned on top of weights and logits to score, GB.", PLAN)
+    ] = 6
+
+    # --- workers and reliability
+    worker_heartbeat_interval: Annotated[
+        Seconds, Var(WORKERS, "WORKER_HEARTBEAT_INTERVAL", "Seconds.", airflow="[scheduler] job_heartbeat_sec")
+    ] = 30
+    worker_idle_sleep: Annotated[
+        Seconds, Var(WORKERS, "WORKER_IDLE_SLEEP", "Seconds.", airflow="[scheduler] scheduler_idle_sleep_time")
+    ] = 5
+    worker_max_failures: Annotated[
+        Positive,
+        Var(WORKERS, "WORKER_MAX_FAILURES", "Failures in a row.", airflow="task retries; no worker of our own"),
+    ] = 10
+    worker_timeout: Annotated[
+        Seconds,
+        Var(WORKERS, "WORKER_TIMEOUT", "Seconds.", airflow="[scheduler] task_instance_heartbeat_timeout"),
+    ] = 2700
+    cancel_blocked_tasks_grace_seconds: Annotated[
+        Seconds,
+        Var(
+            WORKERS, "CANCEL_BLOCKED_TASKS_GRACE_SECONDS", "Seconds.", airflow="trigger rules; a blocked step exits 14"
+        ),
+    ] = 90
+    task_timeout_default: Annotated[
+        Limit,
+        Var(
+            WORKERS, "TASK_TIMEOUT_DEFAULT", "Limit of a step, s; empty, 0, none: no limit.", "steps", empty_counts=True
+        ),
+    ] = 21600
+    task_timeouts: Annotated[
+        Annotated[dict[str, Limit], BeforeValidator(_timeouts)],
+        Var(WORKERS, "TASK_TIMEOUT_<TASKTYPE>", "Limit of one type of step, s; empty, 0, none: no limit.", "steps"),
+    ] = {}
+    max_retries: Annotated[Count, Var(WORKERS, "MAX_RETRIES", "Tries after the first.", airflow=_RETRY)] = 3
+    retry_backoff_base: Annotated[Seconds, Var(WORKERS, "RETRY_BACKOFF_BASE", "Seconds.", airflow=_RETRY)] = 30
+    retry_backoff_max: Annotated[Seconds, Var(WORKERS, "RETRY_BACKOFF_MAX", "Seconds.", airflow=_RETRY)] = 300
+
+    # --- pack
+    pack_dir: Annotated[
+        FilePath | None,
+        Var(PACKING, "PACK_DIR", "Where the pack goes; else evidence_pack/ in the run directory.", PACK),
+    ] = None
+    sign_manifest: Annotated[bool, Var(PACKING, "PACK_SIGN_MANIFEST", "Sign the manifest (Ed25519).", PACK)] = True
+    signing_key: Annotated[
+        Annotated[FilePath | None, BeforeValidator(_key_path)],
+        Var(
+            *(PACKING, "PACK_SIGNING_KEY", "Path of a private key (PEM); else the deployment's own key.", PACK),
+            secret=True,
+        ),
+    ] = None
+    skip_html: Annotated[bool, Var(PACKING, "PACK_SKIP_HTML", "Leave out the HTML pages.", PACK)] = False
+    verify_profile: Annotated[
+        Literal["dev", "ci", "ci_cpu", "release", "small"],
+        Var(PACKING, "PACK_VERIFY_PROFILE", "Profile named to the verifier."),
+    ] = "dev"
+
+    def timeout_for(self, task_type: str) -> int | None:
+        """Execution limit in seconds of a task type (`StepType.reference_name`), None for no limit."""
+        return self.task_timeouts.get(task_type.upper(), self.task_timeout_default)
+
+    @property
+    def model_slots(self) -> tuple[str | None, ...]:
+        """MODEL_1 to MODEL_8: None keeps the suite's model, the empty string disables the slot."""
+        return tuple(getattr(self, f"model_{slot}") for slot in range(1, 9))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value. Holds no secret: a key is only ever named by its path."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest_json(self.to_json())
+
+    @classmethod
+    def parse(cls, data: bytes, name: str = "state/settings.json") -> Settings:
+        """The settings frozen earlier by `to_json`.
+
+        Raises:
+            EvidenceError: when the document is not what `plan` wrote.
+        """
+        try:
+            return cls.model_validate(parse_json(data, name))
+        except ValidationError as error:
+            raise EvidenceError(f"{name}: {error.error_count()} fields are not valid settings") from error
+
+
+def variables() -> Iterator[tuple[str, Var, object]]:
+    """Every setting as (field name, metadata, default), in the order of docs/tuning.md."""
+    for name, info in Settings.model_fields.items():
+        var = next(item for item in info.metadata if isinstance(item, Var))
+        yield name, var, info.default
+
+
+def resolve(
+    params: Mapping[str, Any],
+    event: Mapping[str, Any],
+    environ: Mapping[str, str],
+    suite_settings: Mapping[str, Any],
+) -> Settings:
+    """One frozen model from all sources: params > asset event > environment > suite data > defaults.
+
+    Args:
+        params: a run's params or conf, by field or variable name; None is not set, nor is "" where it means nothing.
+        event: payload of the asset event; keys that are no settings are ignored (Airflow adds its own).
+        environ: environment of the planning process.
+        suite_settings: the suite's own block.
+
+    Raises:
+        BadInput: naming every wrong variable, its value and source.
+    """
+    given: dict[str, tuple[object, str, str]] = {}
+    for source, values in (
+        ("suite data", _named(suite_settings, "suite data")),
+        ("environment", _from_environ(environ)),
+        ("asset event", _named(event, None)),
+        ("params", _named(params, "params")),
+    ):
+        for name, (value, spelled) in values.items():
+            if name == "task_timeouts" and name in given and isinstance(value, Mapping):
+                value = {**cast("dict[str, object]", given[name][0]), **value}
+            given[name] = (value, spelled, source)
+    try:
+        return Settings.model_validate({name: value for name, (value, *_) in given.items()})
+    except ValidationError as error:
+        raise BadInput(_faults(error, given), "docs/tuning.md lists every setting with type and default") from None
+
+
+def peek_suite(params: Mapping[str, Any], event: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """The suite's name, which decides the suite data that `resolve` needs."""
+    return resolve(
+        {"suite": _pick(params)}, {"suite": _pick(event)}, {"PACK_SUITE": environ.get("PACK_SUITE", "")}, {}
+    ).suite
+
+
+def _pick(values: Mapping[str, Any]) -> object:
+    return values.get("suite") or values.get("PACK_SUITE")
+
+
+_VARS = {name: var for name, var, _ in variables()}
+_FIELD_OF = {spelled: name for name, var in _VARS.items() for spelled in (name, *var.names)}
+
+
+def _is_set(name: str, value: object) -> bool:
+    return value is not None and (value != "" or _VARS[name].empty_counts)
+
+
+def _named(values: Mapping[str, Any], strict: str | None) -> dict[str, tuple[object, str]]:
+    """Values by field name, each with the name as spelled; `strict` names a source that may hold nothing unknown."""
+    found: dict[str, tuple[object, str]] = {}
+    for spelled, value in values.items():
+        name = _FIELD_OF.get(spelled)
+        if name is None:
+            if strict and value is not None:
+                near = difflib.get_close_matches(spelled, _FIELD_OF, 1)
+                raise BadInput(
+                    f"{spelled!r} in {strict} is not a setting",
+                    f"did you mean {near[0]!r}?" if near else "docs/tuning.md lists every setting",
+                )
+            continue
+        if not _is_set(name, value):
+            continue
+        if _VARS[name].secret:
+            raise BadInput(f"{spelled} cannot be set by {strict or 'an asset event'}", f"set {_VARS[name].names[0]}")
+        found[name] = (value, spelled)
+    return found
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    found: dict[str, tuple[object, str]] = {}
+    for name, var in _VARS.items():
+        for spelled in var.names:
+            if spelled in environ and _is_set(name, environ[spelled].strip()):
+                found[name] = (environ[spelled].strip(), spelled)
+                break
+    limits = {
+        key[len(_TIMEOUT_PREFIX) :]: value
+        for key, value in environ.items()
+        if re.match(_TIMEOUT_PREFIX, key, re.IGNORECASE) and key.upper() != f"{_TIMEOUT_PREFIX}DEFAULT"
+    }
+    if limits:
+        found["task_timeouts"] = (limits, _TIMEOUT_PREFIX + "|".join(limits))
+    return found
+
+
+def _faults(error: ValidationError, given: Mapping[str, tuple[object, str, str]]) -> str:
+    lines = []
+    for fault in error.errors():
+        name = str(fault["loc"][0])
+        value, spelled, source = given.get(name, (None, name, "default"))
+        shown = "" if _VARS[name].secret else f"={value!r}"
+        message = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{spelled}{shown} ({source}): {message[:1].lower()}{message[1:]}")
+    return "; ".join(dict.fromkeys(lines))
