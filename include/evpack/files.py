@@ -27,6 +27,9 @@ _HASH_CHUNK = 1 << 20
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON document that is parsed; the largest real one (a plan of 64 models) is below 8 MB."""
 
+MAX_JSON_DEPTH = 64
+"""Deepest nesting that is parsed; the deepest real document (a report) has about 8 levels."""
+
 Json = Any
 """A value of `json.loads`: None, bool, int, float, str, list or dict."""
 
@@ -59,7 +62,7 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
-    """Parse strict JSON: UTF-8 without BOM, no duplicate keys, no NaN or infinity, bounded size.
+    """Parse strict JSON: UTF-8 without BOM, no duplicate keys, no NaN or infinity, bounded size and depth.
 
     Args:
         data: the bytes that were hashed, never a second read of the file.
@@ -91,7 +94,7 @@ def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
         return result
 
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite
         )
     except UnicodeDecodeError as error:
@@ -102,6 +105,18 @@ def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
         raise EvidenceError(f"{name}: JSON nested too deeply") from error
     except ValueError as error:  # an integer with more digits than Python converts
         raise EvidenceError(f"{name}: {error}") from error
+    if _deeper_than(value, MAX_JSON_DEPTH):
+        raise EvidenceError(f"{name}: JSON nested deeper than {MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _deeper_than(value: Json, limit: int) -> bool:
+    """Whether containers nest deeper than `limit`, found level by level without recursion."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, dict | list)]
+    return bool(level)
 
 
 def read_json(path: Path) -> Json:
