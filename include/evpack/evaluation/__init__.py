@@ -1,0 +1,1 @@
+"""Paired comparison of a subject with its baseline: records, interval, gates, report."""
