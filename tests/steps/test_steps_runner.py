@@ -1,0 +1,273 @@
+"""The step contract: needs, markers, redo, attempt records, exit classes. The functions here stand in for real work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evpack import errors
+from evpack.errors import BadInput, StepExit
+from evpack.files import publishing, read_json, write_json
+from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.rundir import RunDir
+from evpack.settings import Settings
+from evpack.steps import runner, state
+from evpack.steps.base import StepContext
+
+SETUP, CALIBRATE = "m.setup_baseline", "m.calibrate"
+
+
+def write_number(ctx: StepContext) -> list[Path]:
+    """Publish a directory that shows how often it was made and with which batch."""
+    count = ctx.run.root / f"{ctx.step.id}.count"
+    number = int(count.read_text()) + 1 if count.exists() else 1
+    count.write_text(str(number))
+    target = ctx.run.model("m").root / ctx.step.type.value
+    with publishing(target) as part:
+        (part / "number").write_text(f"{number} {ctx.batch}")
+    return [target]
+
+
+def fail(ctx: StepContext) -> list[Path]:
+    raise FAILURES[(ctx.run.root / "failure").read_text()]
+
+
+def publish_nothing(ctx: StepContext) -> list[Path]:
+    return []
+
+
+FAILURES: dict[str, BaseException] = {
+    "bad": BadInput("x"),
+    "damaged": errors.CheckpointError("shard 2 is truncated"),
+    "oom": errors.OutOfMemory("no memory"),
+    "memory": MemoryError(),
+    "transient": errors.Transient("again"),
+    "network": ConnectionResetError("peer"),
+    "disk": OSError(errno.ENOSPC, "full"),
+    "readonly": OSError(errno.EROFS, "ro"),
+    "blocked": errors.Blocked("x"),
+    "type": TypeError("x"),
+    "missing": FileNotFoundError("x"),
+    "value": ValueError("x"),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A planned campaign of two steps whose work is `write_number`."""
+    directory = RunDir(tmp_path / "run")
+    settings = Settings()
+    model = ModelPlan(
+        id="M",
+        label="M",
+        name="m",
+        source=ModelSource(kind="local", path="/m"),
+        weights_gb=1,
+        devices=0,
+        lane="l",
+        batch=32,
+    )
+    plan = CampaignPlan(
+        suite="test",
+        created_at="2026-01-01T00:00:00Z",
+        evpack_version="0",
+        settings_digest=settings.digest(),
+        models=(model,),
+        scenarios=(),
+        steps=(
+            StepPlan(id=SETUP, type=StepType.SETUP_BASELINE, model="m", lane="l"),
+            StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="l", needs=(SETUP,), timeout_s=1),
+        ),
+    )
+    write_json(directory.settings, settings.to_json())
+    write_json(directory.plan, plan.to_json())
+    use(monkeypatch, "write_number")
+    return directory
+
+
+def use(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    monkeypatch.setattr(runner, "STEP_FUNCTIONS", dict.fromkeys(StepType, f"{__name__}:{function}"))
+
+
+def number(run: RunDir, step: str = "setup_baseline") -> str:
+    return (run.root / "m" / step / "number").read_text()
+
+
+def test_a_finished_step_is_kept_and_its_outputs_are_in_the_marker(run: RunDir) -> None:
+    assert runner.run_step(run.root, SETUP, dag_run="r1") is StepExit.OK
+    assert runner.run_step(run.root, SETUP, dag_run="r2") is StepExit.OK
+    assert number(run) == "1 None"
+    marker = read_json(run.marker(SETUP))
+    assert list(marker["outputs"]) == ["m/setup_baseline/number"]
+    assert state.step_state(run, SETUP) == "done"
+    assert "done already" in run.task_log(SETUP).read_text()
+
+
+def test_the_same_dag_run_with_a_higher_try_redoes_and_archives(run: RunDir) -> None:
+    runner.run_step(run.root, SETUP, attempt=1, dag_run="r1")
+    runner.run_step(run.root, SETUP, attempt=2, dag_run="r1")
+    assert number(run) == "2 None"
+    assert [path.read_text() for path in run.archive.rglob("number")] == ["1 None"]
+
+
+def test_a_new_dag_run_keeps_what_is_valid_whatever_its_try(run: RunDir) -> None:
+    runner.run_step(run.root, SETUP, attempt=1, dag_run="r1")
+    runner.run_step(run.root, SETUP, attempt=2, dag_run="resumed")
+    assert number(run) == "1 None"
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_outputs_that_changed_or_vanished_are_made_again(run: RunDir, damage: str) -> None:
+    runner.run_step(run.root, SETUP)
+    target = run.root / "m" / "setup_baseline" / "number"
+    target.write_text("3 None") if damage == "change" else target.unlink()
+    (run.root / "m" / "setup_baseline").rmdir() if damage == "remove" else None
+    assert runner.run_step(run.root, SETUP) is StepExit.OK
+    assert number(run) == "2 None"
+
+
+def test_a_changed_need_makes_the_step_run_again(run: RunDir) -> None:
+    runner.run_step(run.root, SETUP, attempt=1, dag_run="r1")
+    runner.run_step(run.root, CALIBRATE, dag_run="r1")
+    runner.run_step(run.root, SETUP, attempt=2, dag_run="r1")
+    runner.run_step(run.root, CALIBRATE, dag_run="r2")
+    assert number(run, "calibrate") == "2 None"
+
+
+def test_a_step_without_its_needs_is_blocked(run: RunDir) -> None:
+    assert runner.run_step(run.root, CALIBRATE) is StepExit.BLOCKED
+    (record,) = state.read_attempts(run, CALIBRATE)
+    assert record["class"] == "blocked"
+    assert SETUP in record["error"]
+    assert state.step_state(run, CALIBRATE) == "failed"
+    assert not run.marker(CALIBRATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_"),
+    [
+        ("bad", StepExit.BAD_INPUT),
+        ("damaged", StepExit.PERMANENT),
+        ("oom", StepExit.OUT_OF_MEMORY),
+        ("memory", StepExit.OUT_OF_MEMORY),
+        ("transient", StepExit.TRANSIENT),
+        ("network", StepExit.TRANSIENT),
+        ("disk", StepExit.DISK),
+        ("readonly", StepExit.DISK),
+        ("blocked", StepExit.BLOCKED),
+        ("type", StepExit.PERMANENT),
+        ("missing", StepExit.PERMANENT),
+        ("value", StepExit.TRANSIENT),
+    ],
+)
+def test_failures_are_classified_by_type(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, failure: str, exit_: StepExit
+) -> None:
+    use(monkeypatch, "fail")
+    (run.root / "failure").write_text(failure)
+    assert runner.run_step(run.root, SETUP) is exit_
+    (record,) = state.read_attempts(run, SETUP)
+    assert record["exit"] == exit_
+    assert record["peak_rss_bytes"] > 1_000_000
+    assert not run.marker(SETUP).exists()
+    assert [entry["task_id"] for entry in state.errors(run, runner.load_plan(run))] == [SETUP]
+
+
+def test_out_of_memory_halves_the_batch_twice_at_most(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.root / "failure").write_text("oom")
+    for expected in ("1 16", "2 8", "3 8"):
+        use(monkeypatch, "fail")
+        runner.run_step(run.root, SETUP)
+        use(monkeypatch, "write_number")
+        runner.run_step(run.root, SETUP)
+        assert number(run) == expected
+        state.archive_outputs(run, state.read_marker(run, SETUP))  # type: ignore[arg-type]
+
+
+def test_publishing_nothing_is_a_defect(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "publish_nothing")
+    assert runner.run_step(run.root, SETUP) is StepExit.PERMANENT
+
+
+def test_a_directory_without_a_plan_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="holds no plan"):
+        runner.run_step(tmp_path, SETUP)
+
+
+def test_an_unknown_step_is_bad_input(run: RunDir) -> None:
+    with pytest.raises(BadInput, match=r"no step 'm\.nothing'"):
+        runner.run_step(run.root, "m.nothing")
+
+
+def test_progress_follows_markers_and_attempts(run: RunDir) -> None:
+    plan = runner.load_plan(run)
+    assert state.progress(run, plan)["status"] == "initializing"
+    runner.run_step(run.root, SETUP)
+    assert state.progress(run, plan) | {"updated_at": ""} == {
+        "total": 2,
+        "pending": 1,
+        "running": 0,
+        "completed": 1,
+        "failed": 0,
+        "progress_pct": 50.0,
+        "status": "running",
+        "updated_at": "",
+    }
+    runner.run_step(run.root, CALIBRATE)
+    assert state.progress(run, plan)["status"] == "completed"
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from evpack.files import publishing
+from evpack.steps import runner
+from evpack.plan.model import StepType
+def work(ctx):
+    with publishing(ctx.run.model("m").root / "slow") as part:
+        (part / "half").write_text("x")
+        print("working", flush=True)
+        time.sleep(60)
+sys.modules["child"] = sys.modules["__main__"]
+runner.STEP_FUNCTIONS = dict.fromkeys(StepType, "child:work")
+sys.exit(runner.main_step(Path(sys.argv[1]), sys.argv[2], 1, None))
+"""
+
+
+def child(run: RunDir, step: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(run.root), step], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any("working" in line for line in process.stdout)
+    return process
+
+
+def test_sigterm_ends_a_step_and_leaves_nothing_half_written(run: RunDir) -> None:
+    process = child(run, SETUP)
+    assert state.step_state(run, SETUP) == "running"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == StepExit.TRANSIENT
+    assert list(run.model("m").root.iterdir()) == []
+    assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
+
+
+def test_sigkill_leaves_an_attempt_that_is_seen_as_failed(run: RunDir) -> None:
+    process = child(run, SETUP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert state.step_state(run, SETUP) == "failed"
+    assert not run.marker(SETUP).exists()
+
+
+def test_the_time_limit_ends_a_step(run: RunDir) -> None:
+    runner.run_step(run.root, SETUP)
+    process = child(run, CALIBRATE)
+    process.communicate(timeout=30)
+    assert process.returncode == StepExit.TRANSIENT
+    assert "exceeded its limit of 1 s" in state.read_attempts(run, CALIBRATE)[0]["error"]
