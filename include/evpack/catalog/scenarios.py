@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCENARIO_SCHEMAS = ("evidence_pack_scenarios_v1", "proof_pack_scenarios_v1")
+from evpack.rundir import checked_id
 
 
 class _Part(BaseModel):
@@ -111,3 +111,46 @@ class Scenario(_Part):
     requirements: Requirements = Requirements()
     intent: str = ""
     primary_guard: str = ""
+
+
+RESERVED_IDS = frozenset({"baseline", "calibration", "errors"})
+"""Directories beside those of scenarios, which no scenario may be named after."""
+
+_GENERATION = {Category.CLEAN: "clean", Category.STRESS: "stress"}
+_NEEDS_DETECTORS = (Strictness.MUST_DETECT, Strictness.MUST_FAIL)
+
+
+class Manifest(_Part):
+    """A scenario manifest file (spec: suites and scenarios, section 2)."""
+
+    schema_: Literal["evidence_pack_scenarios_v1", "proof_pack_scenarios_v1"] = Field(alias="schema")
+    schema_version: Literal[1]
+    meta: dict[str, Any] = Field(default={}, alias="_meta")
+    scenarios: tuple[Scenario, ...] = Field(min_length=1)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        seen: set[str] = set()
+        for scenario in self.scenarios:
+            if scenario.id in seen:
+                raise ValueError(f"scenario {scenario.id!r} stands twice")
+            seen.add(scenario.id)
+            _check(scenario)
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value, keys as on disk."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _check(scenario: Scenario) -> None:
+    checked_id(scenario.id, "scenario")
+    if scenario.id in RESERVED_IDS:
+        raise ValueError(f"scenario id {scenario.id!r} is reserved")
+    made = scenario.generation.version if isinstance(scenario.generation, EditGeneration) else None
+    if made != _GENERATION.get(scenario.category):
+        raise ValueError(f"scenario {scenario.id!r}: generation does not fit category {scenario.category.value!r}")
+    if scenario.strictness in _NEEDS_DETECTORS and not scenario.requirements.detectors_any_of:
+        raise ValueError(f"scenario {scenario.id!r}: {scenario.strictness.value} needs detectors_any_of")
