@@ -1,0 +1,1 @@
+"""Checkpoints on disk: read tensor by tensor, overlaid by deltas, selected by scope, loaded into a model."""

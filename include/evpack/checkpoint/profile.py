@@ -1,0 +1,130 @@
+"""model_profile.json: what setup found out about a baseline, so that nobody has to find it out again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evpack.checkpoint.container import DTYPES
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.reader import Checkpoint, TensorRecord, tensor_records
+from evpack.errors import CheckpointError, EvidenceError
+from evpack.files import parse_json, write_json
+from evpack.rundir import ModelDir
+
+_CONFIG_KEYS = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head"),
+    "num_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "vocab_size": ("vocab_size",),
+}
+"""Our field: names families use for it, first one wins."""
+
+
+class ModelProfile(BaseModel):
+    """model_profile.json; the fields of the reference, then the digests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["evpack_model_profile_v1"] = Field(default="evpack_model_profile_v1", alias="schema")
+    model_id: str
+    revision: str | None
+    weights_bytes: int
+    """Size of the safetensors files."""
+    weights_gb: float
+    """The same in 10^9 bytes, three decimals."""
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    max_position_embeddings: int | None = None
+    vocab_size: int | None = None
+    dtype_bytes: int
+    """Bytes per element of the type that most weights have."""
+    checkpoint_digest: str
+    tensors: dict[str, TensorRecord]
+
+
+def build_profile(checkpoint: Checkpoint, *, model_id: str, revision: str | None) -> ModelProfile:
+    """Measure a baseline. Reads every byte once, for the digests.
+
+    Raises:
+        CheckpointError: when the checkpoint is damaged.
+    """
+    records = tensor_records(checkpoint)
+    config = checkpoint.config()
+    sizes: Counter[int] = Counter()
+    for name, record in records.items():
+        sizes[DTYPES[record.dtype][1]] += checkpoint.info(name).nbytes
+    weights_bytes = sum(shard.stat().st_size for shard in checkpoint.shards)
+    return ModelProfile(
+        model_id=model_id,
+        revision=revision,
+        weights_bytes=weights_bytes,
+        weights_gb=round(weights_bytes / 1e9, 3),
+        dtype_bytes=max(sizes, key=lambda size: sizes[size], default=2),
+        checkpoint_digest=checkpoint.digest(),
+        tensors=records,
+        **{field: _first_int(config, keys) for field, keys in _CONFIG_KEYS.items()},
+    )
+
+
+def write_profile(path: Path, profile: ModelProfile) -> None:
+    """Publish model_profile.json.
+
+    Raises:
+        AlreadyPublished: when it exists.
+    """
+    write_json(path, profile.model_dump(mode="json", by_alias=True), replace=False)
+
+
+def read_profile(path: Path) -> ModelProfile:
+    """Read model_profile.json.
+
+    Raises:
+        CheckpointError: when it is absent or malformed.
+    """
+    mend = "run the setup_baseline step of this model again"
+    try:
+        return ModelProfile.model_validate(parse_json(path.read_bytes(), str(path)))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", mend) from error
+    except EvidenceError as error:
+        raise CheckpointError(error.what, mend) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", mend) from error
+
+
+def open_baseline(model: ModelDir) -> Checkpoint:
+    """The baseline of a model in a run directory, with its recorded digests.
+
+    Raises:
+        CheckpointError: when it is damaged, replaced or was not set up.
+    """
+    profile = read_profile(model.profile)
+    checkpoint = Checkpoint(model.baseline, profile.tensors)
+    if checkpoint.digest() != profile.checkpoint_digest:
+        raise CheckpointError(
+            f"{model.baseline}: its config is not the one recorded at setup", "start a new run directory"
+        )
+    return checkpoint
+
+
+def open_variant(model: ModelDir, scenario: str) -> DeltaCheckpoint:
+    """The variant of a scenario over the model's baseline.
+
+    Raises:
+        CheckpointError: when either is damaged.
+    """
+    return DeltaCheckpoint(open_baseline(model), model.variant(scenario))
+
+
+def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int), None)

@@ -1,0 +1,210 @@
+"""A checkpoint directory, read tensor by tensor. No model is ever built from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from evpack.checkpoint.container import Slot, TensorInfo, read_header, read_tensor, tensor_sha256
+from evpack.errors import CheckpointError, EvidenceError, MissingFile
+from evpack.files import Json, digest_json, parse_json
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+
+
+class TensorRecord(BaseModel):
+    """A tensor's type, shape and the SHA-256 of its bytes, as recorded in files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class CheckpointLike(Protocol):
+    """What a checkpoint and a checkpoint overlaid by a delta have in common."""
+
+    def names(self) -> list[str]:
+        """Tensor names as on disk, sorted."""
+
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and size of a tensor."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, in memory of its own."""
+
+    def config(self) -> dict[str, Json]:
+        """The content of config.json."""
+
+    def tensor_digest(self, name: str) -> str:
+        """SHA-256 of the tensor's bytes."""
+
+    def digest(self) -> str:
+        """SHA-256 over config and all tensors: equal content gives equal digests however it is stored."""
+
+
+class Checkpoint:
+    """A local directory with config.json and safetensors (one file, or an index and its shards).
+
+    Args:
+        path: the directory.
+        records: what `tensor_records` gave for it earlier, to spare reading every byte for a digest. They must
+            name exactly the tensors that are there.
+
+    Raises:
+        MissingFile: when there is no such directory.
+        CheckpointError: naming the damaged or missing shard or tensor.
+    """
+
+    def __init__(self, path: Path, records: Mapping[str, TensorRecord] | None = None) -> None:
+        if not path.is_dir():
+            raise MissingFile(f"checkpoint directory {path} does not exist", "give a directory with config.json")
+        self.path = path
+        self._config = _read_object(path / CONFIG_FILE)
+        self.shards = _shards(path)
+        self._slots: dict[str, Slot] = {}
+        for shard, expected in self.shards.items():
+            self._add_shard(shard, expected)
+        self._records = dict(records or {})
+        if records is not None:
+            self._check_records()
+
+    def _add_shard(self, shard: Path, expected: frozenset[str] | None) -> None:
+        slots = read_header(shard)
+        if expected is not None and expected != slots.keys():
+            name = min(expected ^ slots.keys())
+            where = "named by the index is not in" if name in expected else "is not named by the index but stands in"
+            raise CheckpointError(f"{shard}: tensor {name!r} {where} this shard", "fetch the checkpoint again")
+        if twice := slots.keys() & self._slots.keys():
+            raise CheckpointError(
+                f"{shard}: tensor {min(twice)!r} stands in another shard too", "remove one of the two"
+            )
+        self._slots.update(slots)
+
+    def _check_records(self) -> None:
+        known = {name: (record.dtype, record.shape) for name, record in self._records.items()}
+        found = {name: (slot.info.dtype, slot.info.shape) for name, slot in self._slots.items()}
+        if known != found:
+            name = min(n for n in known.keys() | found.keys() if known.get(n) != found.get(n))
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is {found.get(name)}, recorded as {known.get(name)}",
+                "the checkpoint was replaced after it was set up: start a new run directory",
+            )
+
+    def names(self) -> list[str]:
+        """Tensor names as on disk, sorted."""
+        return sorted(self._slots)
+
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and size of a tensor.
+
+        Raises:
+            CheckpointError: when there is none of that name.
+        """
+        return self._slot(name).info
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, in memory of its own.
+
+        Raises:
+            CheckpointError: when there is none of that name or its shard has become unreadable.
+        """
+        return read_tensor(self._slot(name))
+
+    def config(self) -> dict[str, Json]:
+        """A copy of the content of config.json."""
+        return dict(self._config)
+
+    def tensor_digest(self, name: str) -> str:
+        """SHA-256 of the tensor's bytes; read from disk once, unless a record is known."""
+        if name not in self._records:
+            info = self.info(name)
+            digest = tensor_sha256(self.read(name))
+            self._records[name] = TensorRecord(dtype=info.dtype, shape=info.shape, sha256=digest)
+        return self._records[name].sha256
+
+    def digest(self) -> str:
+        """See `CheckpointLike.digest`."""
+        return content_digest(self)
+
+    def _slot(self, name: str) -> Slot:
+        try:
+            return self._slots[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
+
+
+def tensor_records(checkpoint: CheckpointLike) -> dict[str, TensorRecord]:
+    """Type, shape and digest of every tensor. Reads every byte whose digest is not known yet."""
+    records = {}
+    for name in checkpoint.names():
+        info = checkpoint.info(name)
+        records[name] = TensorRecord(dtype=info.dtype, shape=info.shape, sha256=checkpoint.tensor_digest(name))
+    return records
+
+
+def content_digest(checkpoint: CheckpointLike) -> str:
+    """SHA-256 of the canonical JSON of config and tensor records: every byte of weights and config enters.
+
+    How the tensors are spread over shards does not enter, so a variant has one digest whether it is stored as a
+    delta or in full.
+    """
+    tensors = {name: record.model_dump(mode="json") for name, record in tensor_records(checkpoint).items()}
+    return digest_json({"config": checkpoint.config(), "tensors": tensors})
+
+
+def _shards(path: Path) -> dict[Path, frozenset[str] | None]:
+    """Files with the tensors the index promises in them (None: no index).
+
+    A single file wins over an index, as it does in transformers.
+    """
+    if (path / SINGLE_FILE).is_file():
+        return {path / SINGLE_FILE: None}
+    if not (path / INDEX_FILE).is_file():
+        other = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".gguf", ".pt", ".pth")))
+        raise CheckpointError(
+            f"{path}: neither {SINGLE_FILE} nor {INDEX_FILE}" + (f", only {other}" if other else ""),
+            "convert the checkpoint to safetensors",
+        )
+    weight_map = _read_object(path / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path / INDEX_FILE}: no weight_map", "fetch the checkpoint again")
+    tensors: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        plain = isinstance(shard, str) and shard == Path(shard).name and "\\" not in shard
+        if not plain or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path / INDEX_FILE}: tensor {name!r} names the shard {shard!r}, which is not a plain file name "
+                "ending in .safetensors",
+                "do not use this checkpoint; fetch it again from a source you trust",
+            )
+        tensors.setdefault(shard, set()).add(name)
+    missing = sorted(shard for shard in tensors if not (path / shard).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{path}: shard {missing[0]} named by the index is missing ({len(missing)} of {len(tensors)} shards)",
+            "fetch the missing shard",
+        )
+    return {path / shard: frozenset(names) for shard, names in sorted(tensors.items())}
+
+
+def _read_object(path: Path) -> dict[str, Json]:
+    """A JSON object of the checkpoint."""
+    try:
+        value = parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", "fetch the checkpoint again") from error
+    except EvidenceError as error:
+        raise CheckpointError(error.what, "fetch the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object", "fetch the checkpoint again")
+    return value

@@ -1,0 +1,109 @@
+"""Writing a variant as a stream: one tensor at a time, only those whose bytes changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from evpack.checkpoint.container import ContainerWriter, info_of, same_bytes, tensor_sha256
+from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE, ChangedTensor, DeltaCheckpoint, VariantManifest
+from evpack.checkpoint.reader import CheckpointLike
+from evpack.errors import BrokenContract, CheckpointError
+from evpack.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VariantWriter:
+    """Write one variant into an existing empty directory.
+
+    Use as a context manager: `put` every tensor that may have changed, then `finish`. Leaving without `finish`
+    leaves no variant.json, hence nothing that can be opened.
+
+    Args:
+        directory: where delta.safetensors and variant.json go.
+        baseline: the checkpoint the variant is made from.
+        candidates: names that may be put; the header is sized for them.
+    """
+
+    def __init__(self, directory: Path, baseline: CheckpointLike, candidates: Iterable[str]) -> None:
+        self._directory = directory
+        self._baseline = baseline
+        self._container = ContainerWriter(directory / DELTA_FILE, ((name, baseline.info(name)) for name in candidates))
+        self._changed: dict[str, ChangedTensor] = {}
+
+    def put(self, name: str, before: torch.Tensor, after: torch.Tensor) -> bool:
+        """Store a tensor if its bytes changed.
+
+        Args:
+            before: what the baseline's `read` gave.
+            after: its replacement, same type.
+
+        Returns:
+            Whether the bytes changed.
+
+        Raises:
+            CheckpointError: when the baseline's bytes are not those recorded for it.
+        """
+        if before.dtype != after.dtype:
+            raise BrokenContract(f"tensor {name!r} would change from {before.dtype} to {after.dtype}")
+        if same_bytes(before, after):
+            return False
+        before_sha256 = tensor_sha256(before)
+        if before_sha256 != self._baseline.tensor_digest(name):
+            raise CheckpointError(
+                f"baseline tensor {name!r} has changed since its digest was recorded",
+                "the checkpoint was replaced after it was set up: start a new run directory",
+            )
+        info = info_of(after)
+        self._container.add(name, after)
+        self._changed[name] = ChangedTensor(
+            before_sha256=before_sha256, after_sha256=tensor_sha256(after), dtype=info.dtype, shape=info.shape
+        )
+        return True
+
+    def finish(
+        self,
+        *,
+        scenario: str,
+        kind: Literal["edit", "error"],
+        declaration: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any],
+        removed: Sequence[str] = (),
+        config_overrides: Mapping[str, Any] | None = None,
+    ) -> DeltaCheckpoint:
+        """Complete the variant, reopen it and read every changed tensor back.
+
+        Raises:
+            CheckpointError: when nothing differs from the baseline, or a change did not survive.
+        """
+        self._container.close()
+        if not (self._changed or removed or config_overrides):
+            raise CheckpointError(
+                f"scenario {scenario!r} changed no byte of the checkpoint",
+                "a subject equal to its baseline proves nothing: choose other parameters or another scope",
+            )
+        manifest = VariantManifest(
+            scenario=scenario,
+            kind=kind,
+            baseline_digest=self._baseline.digest(),
+            changed=self._changed,
+            removed=tuple(removed),
+            config_overrides=dict(config_overrides or {}),
+            declaration=None if declaration is None else dict(declaration),
+            metadata=dict(metadata),
+        )
+        write_json(self._directory / VARIANT_FILE, manifest.to_json(), replace=False)
+        variant = DeltaCheckpoint(self._baseline, self._directory)
+        for name in self._changed:
+            variant.read(name)
+        return variant
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._container.__exit__(kind, error, tb)
