@@ -23,8 +23,8 @@ def render() -> str:
     lines = [", ".join(values[start : start + PER_LINE]) for start in range(0, MAX_DF, PER_LINE)]
     source = f"scipy {scipy.__version__}, scipy.stats.t.ppf(0.975, df)"
     rule = "above the last df its value is used: the quantile falls with df, so the interval only widens"
-    head = f'{{\n"schema": "evpack_t_quantiles_v1",\n"probability": 0.975,\n"source": "{source}",\n"beyond": "{rule}",\n'
-    return head + '"df_from_1": [\n' + ",\n".join(lines) + "\n]\n}\n"
+    head = {"schema": "evpack_t_quantiles_v1", "probability": 0.975, "source": source, "beyond": rule}
+    return json.dumps(head, indent=0)[:-2] + ',\n"df_from_1": [\n' + ",\n".join(lines) + "\n]\n}\n"
 
 
 if __name__ == "__main__":

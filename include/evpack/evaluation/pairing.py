@@ -11,7 +11,7 @@ _NAMED = 3
 
 
 def pairing_reason(subject: WindowRecords, baseline: WindowRecords) -> str | None:
-    """Why the two sides do not pair, as a short typed reason (``<arm>_missing_ids:[..]``, ...), or None when they do."""
+    """Why the sides do not pair, as a short typed reason (``<arm>_missing_ids:[..]``, ...); None when they do."""
     if baseline.side != "baseline" or subject.side != "subject":
         return f"sides_swapped:{subject.side}/{baseline.side}"
     for name in ("model", "run", "seed", "windows_digest"):
