@@ -104,7 +104,9 @@ def write_keypair(private: Path) -> str:
         write_atomic(private, encoded, mode=0o600, replace=False)
         write_atomic(public, public_pem(key.public_key()).encode("ascii"), replace=False)
     except AlreadyPublished as error:
-        raise BadInput(f"{error.filename} exists already, and keys are never overwritten", "choose another name") from None
+        raise BadInput(
+            f"{error.filename} exists already, and keys are never overwritten", "choose another name"
+        ) from None
     except OSError as error:
         raise BadInput(f"{private} cannot be written ({error.strerror})", "choose a writable directory") from error
     return fingerprint(key.public_key())

@@ -1,0 +1,160 @@
+"""manifest.json, format evidence-pack-v1: what the pack is, and the digest of the list of its files.
+
+Order of sealing: checksums.sha256 over all files, then the manifest with the digest of that list, then the
+signature over the manifest. Whoever trusts the signature therefore trusts every byte of the pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from evpack import __version__
+from evpack.errors import EvidenceError
+from evpack.files import Json, parse_json, sha256_bytes
+from evpack.pack import layout
+
+FORMAT = "evidence-pack-v1"
+MAX_MANIFEST_BYTES = 32 << 20
+"""Largest manifest that is parsed; with 100,000 artifacts of ordinary length it has about 8 MB."""
+
+EvidenceLevel = Literal["low", "medium", "high"]
+LEVELS: tuple[EvidenceLevel, ...] = ("low", "medium", "high")
+
+MODEL_LICENSES = {
+    "mistralai/Mistral-7B-v0.1": "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-135M": "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
+}
+"""Licences that are known for certain; other models have no entry in the manifest."""
+
+
+def evidence_level(
+    *, clean_reports: int, failed_reports: int, source: bool, environment: bool, cap: EvidenceLevel
+) -> EvidenceLevel:
+    """How much a pack can show: medium needs clean reports that all follow from their records, high provenance too.
+
+    Args:
+        clean_reports: reports outside error injections that were recomputed.
+        failed_reports: reports that are unreadable or do not follow from their records.
+        source: whether metadata/source_repo.json is packed.
+        environment: whether metadata/environment.json is packed.
+        cap: the most that the policy allows (profile `small`: medium).
+    """
+    level: EvidenceLevel = "low"
+    if clean_reports and not failed_reports:
+        level = "high" if source and environment else "medium"
+    return min(level, cap, key=LEVELS.index)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest says beyond digests; all of it also stands in packed files."""
+
+    generated_at: str
+    suite: str
+    online: bool
+    level: EvidenceLevel
+    determinism: str
+    repeats: int
+    determinism_repeats: Json
+    label: str
+    """Name of the run directory, without its path."""
+    models: tuple[tuple[str, str | None], ...]
+    """Id and pinned revision."""
+    parameters: dict[str, Json]
+    source: dict[str, Json]
+    environment: dict[str, Json]
+    verification: dict[str, Json]
+    fingerprint: str | None
+    supersedes: dict[str, str] | None
+
+
+def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[str, Any]:
+    """The manifest of a pack.
+
+    Args:
+        digests: hex SHA-256 of every packed file but the control files.
+        checksums: the bytes of checksums.sha256.
+    """
+    materials = {
+        "plan": layout.PLAN,
+        "settings": layout.SETTINGS,
+        "policy": layout.POLICY,
+        "scenarios": layout.SCENARIOS,
+        "tuned_edit_params": layout.TUNED,
+        "model_revisions": layout.REVISIONS,
+        "verification_summary": layout.VERIFICATION,
+    }
+    value: dict[str, Any] = {
+        "format": FORMAT,
+        "checksums_sha256": layout.CHECKSUMS,
+        "checksums_sha256_digest": sha256_bytes(checksums),
+        "generated_at": facts.generated_at,
+        "suite": facts.suite,
+        "network_mode": "online" if facts.online else "offline",
+        "evidence_level": facts.level,
+        "determinism": facts.determinism,
+        "repeats": facts.repeats,
+        "determinism_repeats": facts.determinism_repeats,
+        "run_dir": facts.label,
+        "builder": {"id": "evpack", "name": "evpack build", "version": __version__},
+        "subject": {"name": "final_verdict", **_reference(layout.VERDICT, digests)},
+        "invocation": {
+            "config_source": {**facts.source, **_reference(layout.SOURCE, digests)},
+            "parameters": facts.parameters,
+        },
+        "environment": {**facts.environment, **_reference(layout.ENVIRONMENT, digests)},
+        "model_list": sorted(id_ for id_, _ in facts.models),
+        "models": [{"model_id": id_, "revision": revision} for id_, revision in sorted(facts.models)],
+        "artifacts": sorted(digests),
+        "materials": [
+            {"name": name, **_reference(path, digests)} for name, path in materials.items() if path in digests
+        ],
+        "model_licenses": {id_: MODEL_LICENSES[id_] for id_, _ in facts.models if id_ in MODEL_LICENSES},
+        "verification": facts.verification,
+    }
+    if facts.fingerprint:
+        value["signing_key_fingerprint"] = facts.fingerprint
+    if facts.supersedes:
+        value["supersedes"] = facts.supersedes
+    return value
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Parse a manifest and check it against the shipped schema; unknown keys are allowed.
+
+    Raises:
+        EvidenceError: naming the field.
+    """
+    value = parse_json(data, layout.MANIFEST, MAX_MANIFEST_BYTES)
+    problem = next(iter(_validator().iter_errors(value)), None)
+    if problem is not None:
+        where = "/".join(str(part) for part in problem.absolute_path) or "the document"
+        raise EvidenceError(f"{layout.MANIFEST}: {where}: {problem.message[:200]}")
+    return dict(value)
+
+
+def references(value: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Every digest reference of a parsed manifest: where it stands, the path, the hex digest."""
+    named = [(key, value.get(key)) for key in ("subject", "environment")]
+    named.append(("invocation.config_source", value.get("invocation", {}).get("config_source")))
+    named += [(f"materials[{entry['name']}]", entry) for entry in value.get("materials", [])]
+    for where, entry in named:
+        if entry is not None:
+            yield where, entry["path"], entry["digest"].removeprefix("sha256:")
+
+
+def _reference(path: str, digests: Mapping[str, str]) -> dict[str, str]:
+    return {"path": path, "digest": f"sha256:{digests[path]}"}
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    schema = Path(__file__).with_name("manifest.schema.json").read_bytes()
+    return Draft202012Validator(parse_json(schema, "manifest.schema.json"))

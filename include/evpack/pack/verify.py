@@ -1,0 +1,265 @@
+"""The verifier. It trusts nothing in a pack; the rules stand here in the order of their exit codes.
+
+====  =========================================================================================================
+   3  MISSING     the directory, manifest.json and checksums.sha256 exist
+   4  FORMAT      manifest.json is strict JSON of format evidence-pack-v1
+   5  SIGNATURE   the signature is a signature of these manifest bytes, by the key the manifest names, and by a
+                  key the caller trusts; strict: there is a signature and there is a trusted key
+   6  INTEGRITY   the directory holds regular files with canonical names only; checksums.sha256 is the one that
+                  the manifest names and lists exactly these files with their digests; every digest reference holds
+   7  EVIDENCE    every report follows from its records under the verifier's own limits, and the verdict, its
+                  text and its summaries follow from the reports (`recheck`)
+   8  UNPINNED    all of that holds, but nobody told the verifier whom to trust: integrity only
+   0  OK          all of that holds and the signer is trusted; says nothing about PASS or FAIL
+====  =========================================================================================================
+
+The exit code is the first rule that fails; all findings are reported. Files are read once, and what is parsed
+are the bytes that were hashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from evpack.catalog.policy import Policy
+from evpack.errors import EvidenceError
+from evpack.files import sha256_bytes
+from evpack.pack import checksums, inventory, layout, manifest, signature
+from evpack.pack.recheck import Recheck, recheck
+from evpack.pack.trust import Authenticity, Trust
+
+FORMAT_VERSION = "evidence-pack-verify-v1"
+T = TypeVar("T")
+
+
+class VerifyExit(IntEnum):
+    """Exit codes of `evpack verify` (2, wrong usage, is the command line's own)."""
+
+    OK = 0
+    USAGE = 2
+    MISSING = 3
+    FORMAT = 4
+    SIGNATURE = 5
+    INTEGRITY = 6
+    EVIDENCE = 7
+    UNPINNED = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken rule."""
+
+    code: VerifyExit
+    text: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verifier found out about a pack."""
+
+    pack: str
+    strict: bool
+    exit_code: VerifyExit
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+    authenticity: Authenticity
+    fingerprint: str | None
+    """Signer, None when unsigned or when the bundle cannot be read."""
+    verdict: str | None
+    """PASS, FAIL or INCOMPLETE as recomputed; None when it was not reached."""
+    evidence_level: str | None
+    reports: int
+    """Reports that were recomputed."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rule holds, the signer's identity included."""
+        return self.exit_code is VerifyExit.OK
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "pack": self.pack,
+            "ok": self.ok,
+            "exit": int(self.exit_code),
+            "outcome": self.exit_code.name.lower(),
+            "strict": self.strict,
+            "errors": [{"exit": int(finding.code), "error": finding.text} for finding in self.findings],
+            "warnings": list(self.warnings),
+            "authenticity": self.authenticity,
+            "signer_fingerprint": self.fingerprint,
+            "verdict": self.verdict,
+            "evidence_level": self.evidence_level,
+            "verify": {"reports": self.reports},
+        }
+
+
+@dataclass
+class _State:
+    """Findings so far."""
+
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, code: VerifyExit, text: str) -> None:
+        self.findings.append(Finding(code, text))
+
+    def attempt(self, code: VerifyExit, action: Callable[[], T]) -> T | None:
+        """The action's value, or None and a finding when it refuses its input."""
+        try:
+            return action()
+        except EvidenceError as error:
+            self.add(code, error.what)
+            return None
+
+
+def verify_pack(
+    pack: Path, trust: Trust | None = None, *, strict: bool = False, policy: Policy | None = None
+) -> Verification:
+    """Verify a pack on disk.
+
+    Args:
+        pack: the pack's directory.
+        trust: accepted signers; none given means integrity only.
+        strict: an unsigned pack or a missing trusted key is an error instead of a weaker outcome.
+        policy: limits to judge by; without it, the installed package's for the tier and profile of the campaign.
+    """
+    missing = [name for name in (layout.MANIFEST, layout.CHECKSUMS) if not (pack / name).is_file()]
+    if missing:
+        what = f"{pack} is not a directory" if not pack.is_dir() else f"{pack} has no {' and no '.join(missing)}"
+        findings = (Finding(VerifyExit.MISSING, what),)
+        return Verification(pack.name, strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
+    found = inventory.load(pack)
+    return verify_files(pack.name, found.files, found.problems, trust or Trust(), strict=strict, policy=policy)
+
+
+def verify_files(
+    label: str,
+    files: Mapping[str, bytes],
+    problems: list[str],
+    trust: Trust,
+    *,
+    strict: bool = False,
+    policy: Policy | None = None,
+) -> Verification:
+    """Verify the bytes of a pack (no file is touched).
+
+    Args:
+        label: name of the pack for the output.
+        files: content of every regular file by its name in the pack.
+        problems: what the inventory refused.
+    """
+    state = _State()
+    document = _manifest(files, state)
+    signer = _signer(files, document, state)
+    authenticity = trust.judge(signer)
+    _authenticity(authenticity, signer, trust, strict, state)
+    for problem in problems:
+        state.add(VerifyExit.INTEGRITY, problem)
+    _integrity(files, document, state)
+    result = None
+    if document is not None and not any(finding.code != VerifyExit.SIGNATURE for finding in state.findings):
+        result = _evidence(files, document, policy, state)
+    unproven = VerifyExit.OK if authenticity == "pinned" else VerifyExit.UNPINNED
+    code = min((finding.code for finding in state.findings), default=unproven)
+    return Verification(
+        pack=label,
+        strict=strict,
+        exit_code=code,
+        findings=tuple(sorted(state.findings, key=lambda finding: finding.code)),
+        warnings=tuple(state.warnings),
+        authenticity=authenticity,
+        fingerprint=signer,
+        verdict=result.verdict if result else None,
+        evidence_level=(document or {}).get("evidence_level"),
+        reports=result.reports if result else 0,
+    )
+
+
+def _manifest(files: Mapping[str, bytes], state: _State) -> dict[str, Any] | None:
+    data = files.get(layout.MANIFEST)
+    if data is None:  # there is such a name, but not a regular file
+        state.add(VerifyExit.MISSING, f"{layout.MANIFEST} is not a regular file")
+        return None
+    return state.attempt(VerifyExit.FORMAT, lambda: manifest.parse(data))
+
+
+def _signer(files: Mapping[str, bytes], document: Mapping[str, Any] | None, state: _State) -> str | None:
+    """Fingerprint of the key that signed the manifest, None without a bundle or with an unreadable one."""
+    data = files.get(layout.SIGNATURE)
+    if data is None:
+        return None
+    bundle = state.attempt(VerifyExit.SIGNATURE, lambda: signature.parse(data))
+    if bundle is None:
+        return None
+    state.attempt(VerifyExit.SIGNATURE, lambda: bundle.check(files.get(layout.MANIFEST, b"")))
+    named = (document or {}).get("signing_key_fingerprint", bundle.fingerprint)
+    if named != bundle.fingerprint:
+        state.add(
+            VerifyExit.SIGNATURE,
+            f"{layout.MANIFEST} names the signer {named}, but {layout.SIGNATURE} is by {bundle.fingerprint}",
+        )
+    return bundle.fingerprint
+
+
+def _authenticity(authenticity: Authenticity, signer: str | None, trust: Trust, strict: bool, state: _State) -> None:
+    if authenticity == "mismatch":
+        state.add(VerifyExit.SIGNATURE, f"signed by {signer}, which is not a trusted key")
+    elif authenticity == "unsigned" and (strict or trust.fingerprints):
+        state.add(VerifyExit.SIGNATURE, f"no valid {layout.SIGNATURE}, and a signature is required")
+    elif authenticity == "unsigned":
+        state.warnings.append("not signed: anybody can have made this pack; integrity only")
+    elif authenticity == "unpinned" and strict:
+        state.add(VerifyExit.SIGNATURE, f"signed by {signer}, but no trusted key was given to compare it with")
+    elif authenticity == "unpinned":
+        state.warnings.append(f"signed by {signer}, but no trusted key was given: integrity only")
+
+
+def _integrity(files: Mapping[str, bytes], document: Mapping[str, Any] | None, state: _State) -> None:
+    def broken(text: str) -> None:
+        state.add(VerifyExit.INTEGRITY, text)
+
+    data = files.get(layout.CHECKSUMS)
+    if data is None:
+        state.add(VerifyExit.MISSING, f"{layout.CHECKSUMS} is not a regular file")
+        return
+    if document is not None and document["checksums_sha256_digest"] != sha256_bytes(data):
+        broken(f"{layout.CHECKSUMS} is not the list whose digest {layout.MANIFEST} names")
+    listed = state.attempt(VerifyExit.INTEGRITY, lambda: checksums.parse(data))
+    if listed is None:
+        return
+    packed = files.keys() - layout.CONTROL
+    for name in sorted(packed - listed.keys()):
+        broken(f"{name!r}: not listed in {layout.CHECKSUMS}")
+    for name in sorted(listed.keys() - packed):
+        broken(f"{name!r}: listed in {layout.CHECKSUMS}, but not there")
+    for name in sorted(packed & listed.keys()):
+        if sha256_bytes(files[name]) != listed[name]:
+            broken(f"{name!r}: bytes differ from their checksum")
+    if document is None:
+        return
+    for where, path, digest in manifest.references(document):
+        if listed.get(path) != digest:
+            broken(f"{layout.MANIFEST}: {where} names {path!r} with a digest that {layout.CHECKSUMS} does not have")
+    if "artifacts" in document and document["artifacts"] != sorted(listed):
+        broken(f"{layout.MANIFEST}: artifacts is not the list of packed files")
+
+
+def _evidence(
+    files: Mapping[str, bytes], document: Mapping[str, Any], policy: Policy | None, state: _State
+) -> Recheck | None:
+    result = state.attempt(VerifyExit.EVIDENCE, lambda: recheck(files, policy))
+    if result is None:
+        return None
+    for text in result.errors:
+        state.add(VerifyExit.EVIDENCE, text)
+    state.warnings += result.warnings
+    claimed, earned = document.get("evidence_level"), result.level(files)
+    if claimed is not None and manifest.LEVELS.index(claimed) > manifest.LEVELS.index(earned):
+        state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")
+    return result
