@@ -1,0 +1,148 @@
+"""A checkpoint, or a variant of one, as a transformers model, without writing it out in full.
+
+transformers fills what it does not find with random weights and only warns. Here every key that was missing,
+left over or of another shape comes back in a report; nothing random stays unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evpack.checkpoint.reader import CheckpointLike
+from evpack.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What became of the keys. Names are the model's own, which may differ from those on disk."""
+
+    missing: tuple[str, ...]
+    """Parameters that no stored tensor fills: they hold random values."""
+    unexpected: tuple[str, ...]
+    """Stored tensors that the architecture has no place for."""
+    mismatched: tuple[str, ...]
+    """Parameters whose stored tensor has another shape: they hold random values."""
+    unexplained: tuple[str, ...]
+    """One line per fault of the subject, e.g. ``missing: lm_head.weight``; empty when the model is what was stored."""
+
+
+class _Deferred:
+    """Stands in a state dict for a tensor that is read when it is indexed, as a safetensors slice would."""
+
+    def __init__(self, checkpoint: CheckpointLike, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self._checkpoint.read(self._name)
+
+
+def load_model(
+    checkpoint: CheckpointLike, dtype: torch.dtype, device: str = "cpu", *, attention: str | None = None
+) -> tuple[Any, LoadingReport]:
+    """Build the causal language model of a checkpoint or variant, in evaluation mode.
+
+    Args:
+        checkpoint: read tensor by tensor; peak memory is the model in `dtype` plus a few tensors.
+        dtype: type of the weights in memory.
+        device: a torch device name.
+        attention: implementation for transformers (``eager``, ``sdpa``), None for its choice.
+
+    Returns:
+        The model and what became of the keys. The caller must not use a model with `unexplained` faults as a
+        sound subject.
+
+    Raises:
+        CheckpointError: for an architecture that transformers does not know or tensors that it cannot convert.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = _config(checkpoint)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(f"model type {config.model_type!r} has no causal language model in transformers")
+    options = {"attn_implementation": attention} if attention else {}
+    with _quiet():
+        try:
+            model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None,
+                config=config,
+                state_dict={name: _Deferred(checkpoint, name) for name in checkpoint.names()},
+                dtype=dtype,
+                device_map={"": device},
+                ignore_mismatched_sizes=True,  # reported, and fatal for the subject, instead of raised
+                output_loading_info=True,
+                **options,
+            )
+        except (RuntimeError, ValueError) as error:
+            if _is_out_of_memory(error):
+                raise
+            raise CheckpointError(f"transformers cannot load this {config.model_type} checkpoint: {error}") from error
+    return model, _report(checkpoint, info)
+
+
+def _config(checkpoint: CheckpointLike) -> Any:
+    """The transformers config object; custom code is never looked for."""
+    from transformers import CONFIG_MAPPING
+
+    values = checkpoint.config()
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"config.json names the model type {model_type!r}, which transformers does not know",
+            "use an architecture that transformers has; code that comes with a checkpoint is never run",
+        )
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"config.json is no valid {model_type} configuration: {error}") from error
+
+
+def _report(checkpoint: CheckpointLike, info: dict[str, Any]) -> LoadingReport:
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    mismatched = sorted(f"{name}: stored {list(a)}, model {list(b)}" for name, a, b in info["mismatched_keys"])
+    stray = [name for name in unexpected if not _stray_in_baseline(checkpoint, name)]
+    return LoadingReport(
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+        unexplained=(
+            *(f"missing: {name}" for name in missing),
+            *(f"mismatched: {line}" for line in mismatched),
+            *(f"unexpected: {name}" for name in stray),
+        ),
+    )
+
+
+def _stray_in_baseline(checkpoint: CheckpointLike, name: str) -> bool:
+    """Whether a left-over key says nothing about the subject: the baseline has it, under the same configuration."""
+    baseline = getattr(checkpoint, "baseline", checkpoint)
+    return checkpoint.config() == baseline.config() and name in baseline.names()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report on the console while loading; our report replaces both."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,67 @@
+"""Symmetric round-to-nearest quantisation, per row and group of columns, stored dequantised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evpack.edits.kernel import BLOCK_ELEMENTS
+from evpack.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+    from evpack.catalog.edit_spec import ResolvedEdit
+
+SMALLEST_SCALE = 1e-10
+"""Floor of a scale, so that a group of zeros divides by something."""
+
+
+class QuantRtn:
+    """``w' = s * clamp(round(w / s), -2^(b-1), 2^(b-1) - 1)`` with ``s = max|w| / (2^(b-1) - 1)`` of each group.
+
+    Rounding is half to even. The last group of a row may be shorter and is scaled by its own entries.
+    """
+
+    def __init__(self, edit: ResolvedEdit) -> None:
+        if edit.bits is None or edit.group_size is None:
+            raise BadInput(f"edit {edit.spec!r} has no bits or group size", "plan the campaign again")
+        self.bits = edit.bits
+        self.group_size = edit.group_size
+        self.scope = edit.scope
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """See `Kernel.apply`."""
+        import torch
+
+        result = torch.empty_like(weight)
+        rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+        for start in range(0, weight.shape[0], rows):
+            result[start : start + rows] = self._rounded(weight[start : start + rows].float())
+        return result
+
+    def _rounded(self, block: torch.Tensor) -> torch.Tensor:
+        """The same of some rows in fp32."""
+        from torch.nn.functional import pad
+
+        rows, columns = block.shape
+        group = self.group_size if 0 < self.group_size < columns else max(1, columns)
+        lowest = -(2 ** (self.bits - 1))
+        highest = max(2 ** (self.bits - 1) - 1, 1)
+        groups = pad(block, (0, -columns % group)).reshape(rows, -1, group)
+        scale = (groups.abs().amax(dim=2, keepdim=True) / highest).clamp_min(SMALLEST_SCALE)
+        rounded: torch.Tensor = (groups / scale).round_().clamp_(lowest, highest).mul_(scale)
+        return rounded.reshape(rows, -1)[:, :columns]
+
+    def declaration(self) -> dict[str, Any]:
+        """See `Kernel.declaration`."""
+        return {"grid": {"bits": self.bits, "group_size": self.group_size}}
+
+    def metadata(self, tensors: int) -> dict[str, Any]:
+        """See `Kernel.metadata`."""
+        return {
+            "edit_type": "quant_rtn",
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "scope": self.scope,
+            "quantized_params": tensors,
+        }
