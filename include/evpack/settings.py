@@ -486,6 +486,15 @@ def peek_suite(params: Mapping[str, Any], event: Mapping[str, Any], environ: Map
     ).suite
 
 
+def given_fields(params: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the settings that params set explicitly.
+
+    Raises:
+        BadInput: when params hold something that is no setting.
+    """
+    return frozenset(_named(params, "params"))
+
+
 def _pick(values: Mapping[str, Any]) -> object:
     return values.get("suite") or values.get("PACK_SUITE")
 

@@ -1,0 +1,221 @@
+"""From settings to a plan: `build_plan` decides, `plan_campaign` checks the run directory and writes state/.
+
+Everything that can be refused is refused before the first byte is written; plan.json is written last, so a
+directory is planned entirely or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evpack import __version__
+from evpack.catalog.policy import resolve_policy
+from evpack.catalog.scenarios import Category, ErrorGeneration, Scenario
+from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
+from evpack.catalog.supported import ONE_TENSOR_FAULTS
+from evpack.catalog.tuned import TunedParams, load_tuned
+from evpack.errors import BadInput
+from evpack.files import Json, utc_now, write_json
+from evpack.home import Home
+from evpack.plan import preflight
+from evpack.plan.disk import ModelSpace, check_space
+from evpack.plan.lanes import lane_of
+from evpack.plan.memory import Devices, devices_needed, host_devices
+from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
+from evpack.plan.order import sort_models
+from evpack.plan.sources import Source, open_source, read_pins
+from evpack.rundir import RunDir, model_name
+from evpack.settings import Settings
+
+_LOCATION = frozenset({"resume", "resume_mode", "output_dir", "output_dir_absolute"})
+"""Settings that say where a campaign is, not what it is; a resumed campaign may be given them anew."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A campaign that was decided but not written."""
+
+    plan: CampaignPlan
+    documents: Mapping[str, Json]
+    """Further files of state/ by name."""
+    space: tuple[ModelSpace, ...]
+    checkpoints: tuple[Path, ...]
+    """Checkpoint directories, in the order of the plan's models."""
+
+
+def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None = None) -> Draft:
+    """Decide a campaign. Reads sources (suite data, checkpoints' headers, pins), writes nothing.
+
+    Args:
+        now: UTC time, ISO 8601; the only thing in which two drafts of the same input differ.
+        devices: accelerators to plan for; this host's when None.
+
+    Raises:
+        BadInput: unsupported settings, unknown suite or scenario, models that are not there or do not fit, edits
+            without parameters, two models of one name.
+    """
+    preflight.check_settings(settings)
+    manifest = chosen_scenarios(settings)
+    preflight.check_kinds(manifest.scenarios)
+    pins = read_pins(settings, home)
+    sources = [open_source(model, settings, home, now, pins) for model in chosen_models(settings)]
+    preflight.check_names(sources)
+    sources = sort_models(sources, settings.order, lambda source: source.weights_gb, lambda source: source.id)
+    tuned = load_tuned(settings.tuned_edit_params_file) if _has_clean(manifest.scenarios) else TunedParams({})
+    edits = preflight.resolve_edits(sources, manifest.scenarios, tuned)
+    found = host_devices(settings) if devices is None else devices
+    models = tuple(_model(source, found, settings) for source in sources)
+    steps = [step for model in models for step in _model_steps(model, manifest.scenarios, edits, settings)]
+    plan = CampaignPlan(
+        suite=settings.suite,
+        created_at=now,
+        evpack_version=__version__,
+        settings_digest=settings.digest(),
+        models=models,
+        scenarios=manifest.scenarios,
+        steps=(*steps, *_closing_steps(settings)),
+    )
+    documents = {
+        "settings.json": settings.to_json(),
+        "scenarios.json": manifest.to_json(),
+        "tuned_edit_params.json": dict(tuned.document),
+        "model_revisions.json": {
+            "generated_at": now,
+            "suite": settings.suite,
+            "model_list": [source.id for source in sources],
+            "models": {source.id: source.pin for source in sources},
+        },
+        "policy.json": resolve_policy(settings.tier, settings.profile).to_json(),
+    }
+    space = tuple(_space(source, manifest.scenarios) for source in sources)
+    return Draft(plan, documents, space, tuple(source.directory for source in sources))
+
+
+def check_draft(draft: Draft, run: RunDir, settings: Settings, check_source: preflight.CheckSource) -> None:
+    """The questions that need the run directory or the text.
+
+    Raises:
+        BadInput: directory not writable or in use, no space, text missing, unreadable or too short.
+    """
+    preflight.check_run_dir(run)
+    check_space(run.root, draft.space, settings)
+    check_source(settings, draft.checkpoints)
+
+
+def plan_campaign(
+    run: RunDir,
+    settings: Settings,
+    home: Home,
+    *,
+    source_repo: Mapping[str, Any],
+    check_source: preflight.CheckSource,
+    given: Collection[str] = (),
+) -> CampaignPlan:
+    """Plan a campaign into a run directory, or take up the plan that is there.
+
+    Args:
+        source_repo: provenance of the code (`pack.provenance`), stored as state/source_repo.json.
+        check_source: see `preflight.CheckSource`.
+        given: names of settings that were set explicitly; on resume they must agree with the frozen ones.
+
+    Raises:
+        BadInput: before anything is written.
+    """
+    if run.plan.exists():
+        return _resume(run, settings, given)
+    if settings.resume is not None:
+        raise BadInput(f"{run.root} holds no plan to resume", "give the run directory of a planned campaign")
+    draft = build_plan(settings, home, utc_now())
+    check_draft(draft, run, settings, check_source)
+    state = run.plan.parent
+    for name, value in {**draft.documents, "source_repo.json": dict(source_repo)}.items():
+        write_json(state / name, value)
+    write_json(run.plan, draft.plan.to_json(), replace=False)
+    return draft.plan
+
+
+def _resume(run: RunDir, settings: Settings, given: Collection[str]) -> CampaignPlan:
+    plan = load_plan(run)
+    frozen = Settings.parse(run.settings.read_bytes(), str(run.settings))
+    if frozen.digest() != plan.settings_digest:
+        raise BadInput(f"{run.settings} was changed after planning", "plan a new campaign in a new run directory")
+    if not settings.resume_mode:
+        raise BadInput(f"{run.root} holds a planned campaign and RESUME_MODE is false", "choose another OUTPUT_DIR")
+    for name in sorted(set(given) - _LOCATION):
+        was, now = getattr(frozen, name), getattr(settings, name)
+        if was != now:
+            raise BadInput(
+                f"{run.root} was planned with {name}={was!r}; {now!r} contradicts it",
+                f"leave {name} out, or plan a new campaign in a new run directory",
+            )
+    return plan
+
+
+def _has_clean(scenarios: Sequence[Scenario]) -> bool:
+    return any(scenario.category is Category.CLEAN for scenario in scenarios)
+
+
+def _model(source: Source, devices: Devices, settings: Settings) -> ModelPlan:
+    count = devices_needed(source.id, source.weights_gb, source.vocab, devices, settings)
+    return ModelPlan(
+        id=source.id,
+        label=source.id.rsplit("/", 1)[-1],
+        name=model_name(source.id),
+        source=source.source,
+        weights_gb=source.weights_gb,
+        devices=count,
+        lane=lane_of(count, source.weights_gb).id,
+        batch=settings.eval_batch,
+    )
+
+
+def _space(source: Source, scenarios: Sequence[Scenario]) -> ModelSpace:
+    """Upper bounds: a variant stores changed tensors only, so it is never larger than the weights."""
+    edits = errors = 0.0
+    for scenario in scenarios:
+        if not isinstance(scenario.generation, ErrorGeneration):
+            edits += source.weights_gb
+        elif scenario.generation.error_type in ONE_TENSOR_FAULTS:
+            errors += source.largest_tensor_gb
+        else:
+            errors += source.weights_gb
+    return ModelSpace(source.weights_gb, hub_copy=False, edits_gb=edits, errors_gb=errors)
+
+
+def _model_steps(
+    model: ModelPlan, scenarios: Sequence[Scenario], edits: Mapping[tuple[str, str], Any], settings: Settings
+) -> list[StepPlan]:
+    def step(type_: StepType, scenario: Scenario | None, needs: Sequence[StepPlan], runs: int = 0) -> StepPlan:
+        return StepPlan(
+            id=step_id(type_, model.name, scenario.id if scenario else None),
+            type=type_,
+            model=model.name,
+            scenario=scenario.id if scenario else None,
+            lane=model.lane,
+            needs=tuple(need.id for need in needs),
+            runs=tuple(range(1, runs + 1)),
+            edit=edits.get((model.id, scenario.id)) if scenario and type_ is StepType.CREATE else None,
+            timeout_s=settings.timeout_for(type_.reference_name(scenario.category if scenario else None)),
+        )
+
+    setup = step(StepType.SETUP_BASELINE, None, ())
+    calibrate = step(StepType.CALIBRATE, None, (setup,), settings.drift_calibration_runs)
+    preset = step(StepType.DERIVE_PRESET, None, (calibrate,))
+    steps = [setup, calibrate, preset]
+    for scenario in scenarios:
+        create = step(StepType.CREATE, scenario, (setup,))
+        steps += [create, step(StepType.EVALUATE, scenario, (create, preset), runs_of(scenario, settings))]
+    return steps
+
+
+def _closing_steps(settings: Settings) -> list[StepPlan]:
+    """compile_verdict needs nothing: it runs whatever happened and counts what is missing."""
+    steps: list[StepPlan] = []
+    for type_ in (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK):
+        needs = tuple(step.id for step in steps[-1:])
+        timeout = settings.timeout_for(type_.reference_name())
+        steps.append(StepPlan(id=step_id(type_), type=type_, needs=needs, timeout_s=timeout))
+    return steps

@@ -1,0 +1,77 @@
+"""Disk space a campaign needs on the file system of its run directory (scheduling spec, section 9)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evpack.errors import BadInput
+from evpack.settings import Settings
+
+GB = 1e9
+BASELINE_COPIES = {"snapshot_symlink": 0, "snapshot_copy": 1, "save_pretrained": 1}
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """What one model costs."""
+
+    weights_gb: float
+    hub_copy: bool
+    """Whether its snapshot still has to arrive on the same file system."""
+    edits_gb: float
+    """Variants made by edits that lie on disk at one time."""
+    errors_gb: float
+    """The same of error injections."""
+
+
+def required_gb(models: Iterable[ModelSpace], settings: Settings) -> float:
+    """GB that must be free: sum over models of snapshot + baseline copy + variants, and MIN_FREE_DISK_GB beside it."""
+    copies = BASELINE_COPIES[settings.baseline_storage_mode]
+    total = sum(
+        model.weights_gb * (int(model.hub_copy) + copies) + model.edits_gb + model.errors_gb for model in models
+    )
+    return total + settings.min_free_disk_gb
+
+
+def free_gb(path: Path) -> float:
+    """Free GB of the file system where `path` is or will be."""
+    return shutil.disk_usage(existing_parent(path)).free / GB
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or its nearest ancestor that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_space(path: Path, models: Iterable[ModelSpace], settings: Settings) -> None:
+    """Refuse a campaign that would fill the disk.
+
+    Raises:
+        BadInput: naming what is needed, what is free, and the settings that matter.
+    """
+    if settings.skip_disk_preflight:
+        return
+    need, free = required_gb(models, settings), free_gb(path)
+    if free < need:
+        raise BadInput(
+            f"no disk space: {path} needs {need:.1f} GB free (of which MIN_FREE_DISK_GB={settings.min_free_disk_gb:g}),"
+            f" {free:.1f} GB are",
+            "make room, choose another OUTPUT_DIR, lower MIN_FREE_DISK_GB or set PACK_SKIP_DISK_PREFLIGHT=1",
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a directory that cannot be made or written.
+
+    Raises:
+        BadInput: naming the path.
+    """
+    parent = existing_parent(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"run directory {path} cannot be written", "set PACK_OUTPUT_DIR to a writable directory")

@@ -1,0 +1,82 @@
+"""small_first: the order of models within a lane, and the weight of a task across lanes.
+
+Airflow runs the heaviest waiting task first; equal weights go by logical date. A weight packs three things, most
+significant first: a score, the lane's place in `LANES`, the place in the mapped list. The score is the reference's
+base priority with its boosts, without its clamp at 100 (which made most tasks equal):
+
+    reference                           here
+    base priority of the task type      BASE
+    critical boost (setup +50,          CRITICAL
+      calibration +20)
+    size boost (+30, +20, +10, 0)       SIZE_BOOST of the lane's size class
+    create 70 above evaluate 65         turned round, so that cells finish one by one and variants do not pile up
+    unblock boost                       setup, calibrate and derive_preset stand above everything they unblock
+    age boost                           older runs first: Airflow's tie-break by logical date
+    fairness, work stealing             none: within a lane the list order decides
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from evpack.plan.lanes import LANES
+from evpack.plan.model import StepType
+
+T = TypeVar("T")
+
+BAND = 1 << 15
+"""Weights per (type, lane): more than the 20,000 instances that `[core] max_map_length` allows."""
+
+BASE = {
+    StepType.SETUP_BASELINE: 90,
+    StepType.CALIBRATE: 85,
+    StepType.DERIVE_PRESET: 75,
+    StepType.EVALUATE: 70,
+    StepType.CREATE: 65,
+}
+CRITICAL = {StepType.SETUP_BASELINE: 50, StepType.CALIBRATE: 20}
+SIZE_BOOST = {"s": 30, "m": 20, "l": 10, "x": 0}
+
+_CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
+"""Campaign-level steps: few, short and last of their run, so they pass everything that waits of later runs."""
+
+_TYPES = tuple(BASE)
+
+
+def _bands() -> dict[tuple[StepType, str], int]:
+    """The rank of each (type, lane id or ""), lightest 0. Equal scores: smaller lane first, then the earlier type."""
+    lanes = {lane.id: index for index, lane in enumerate(LANES)}
+    pairs = [(type_, lane) for type_ in BASE for lane in LANES]
+    pairs.sort(
+        key=lambda pair: (
+            BASE[pair[0]] + CRITICAL.get(pair[0], 0) + SIZE_BOOST[pair[1].size_class],
+            -lanes[pair[1].id],
+            -_TYPES.index(pair[0]),
+        )
+    )
+    keys = [(type_, lane.id) for type_, lane in pairs] + [(type_, "") for type_ in _CLOSING]
+    return {key: rank for rank, key in enumerate(keys)}
+
+
+_RANKS = _bands()
+
+
+def priority(type_: StepType, lane: str | None, map_index: int) -> int:
+    """The weight of a task, a positive 32-bit integer; unequal for unequal arguments within a run.
+
+    Args:
+        lane: lane id, None for campaign-level steps.
+        map_index: place in the mapped list; Airflow's -1 (not expanded yet) counts as the first.
+
+    Raises:
+        KeyError: for a lane that is not in `LANES`.
+    """
+    rank = _RANKS[type_, lane or ""]
+    return rank * BAND + BAND - 1 - min(max(map_index, 0), BAND - 1)
+
+
+def sort_models(models: Iterable[T], order: str, weights_gb: Callable[[T], float], name: Callable[[T], str]) -> list[T]:
+    """Models by weight, ``small_first`` or ``large_first``; equal ones by name."""
+    sign = 1.0 if order == "small_first" else -1.0
+    return sorted(models, key=lambda model: (sign * weights_gb(model), name(model)))

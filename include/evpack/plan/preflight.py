@@ -1,0 +1,141 @@
+"""What is refused before anything is written or computed. One function per question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from evpack.catalog import supported
+from evpack.catalog.edit_spec import EditSpecError, ResolvedEdit, parse_edit_spec, resolve_edit
+from evpack.catalog.scenarios import EditGeneration, ErrorGeneration, Scenario
+from evpack.catalog.tuned import TunedParams
+from evpack.errors import BadInput, MissingFile
+from evpack.plan.disk import check_writable
+from evpack.plan.sources import Source
+from evpack.rundir import RunDir, model_name
+from evpack.settings import Settings
+
+CheckSource = Callable[[Settings, Iterable[Path]], object]
+"""Refuses a text that cannot give the windows (`evpack.data.preflight.check_source`, a room above this one).
+
+Takes the settings and the checkpoint directories; raises BadInput.
+"""
+
+_FRESH = frozenset({"state", "logs"})
+"""What a killed plan or a scheduler may have left in a run directory without a plan."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that ask for something this version cannot do, rather than ignore them.
+
+    Raises:
+        BadInput: naming the variable, its value and what can be done.
+    """
+    wanted = (
+        ("INVARLOCK_DATASET", {settings.dataset}, supported.SUPPORTED_PROVIDERS),
+        ("PACK_GUARDS_ORDER", set(settings.guards_order), supported.SUPPORTED_GUARDS),
+        ("PACK_BASELINE_STORAGE_MODE", {settings.baseline_storage_mode}, supported.SUPPORTED_STORAGE),
+        ("PACK_SUITE_MODE", {settings.suite_mode}, {"full"}),
+        ("PACK_REPEATS", {str(settings.repeats)}, {"0"}),
+        ("PACK_USE_BATCH_EDITS", {str(settings.use_batch_edits)}, {"None", "False"}),
+        ("INVARLOCK_HF_TRUST_REMOTE_CODE", {str(settings.hf_trust_remote_code)}, {"False"}),
+    )
+    for name, values, known in wanted:
+        if not values <= known:
+            raise BadInput(
+                f"{name}={', '.join(sorted(values - known))} is not supported", f"use {', '.join(sorted(known))}"
+            )
+    for name in (
+        *("dataset_provider_yaml", "dataset_provider_json"),
+        *("calibration_preset_file", "calibration_preset_dir"),
+    ):
+        if getattr(settings, name) is not None:
+            raise BadInput(f"{name} is not supported", "unset it")
+    if settings.drift_calibration_runs == 0:
+        raise BadInput("DRIFT_CALIBRATION_RUNS=0: guard calibration disabled", "set it to 1 or more")
+    if settings.signing_key is not None and not Path(settings.signing_key).is_file():
+        raise MissingFile("PACK_SIGNING_KEY names no file", "make a key with `evpack keygen`, or unset it")
+
+
+def check_kinds(scenarios: Sequence[Scenario]) -> None:
+    """Refuse scenarios with edits or injections that this version cannot make, before any is parsed further.
+
+    Raises:
+        BadInput: listing them.
+    """
+    wrong = []
+    for scenario in scenarios:
+        if isinstance(scenario.generation, ErrorGeneration):
+            kind, known = scenario.generation.error_type, supported.SUPPORTED_FAULTS
+        else:
+            kind, known = parse_edit_spec(scenario.generation.edit_spec).edit_type, supported.SUPPORTED_EDITS
+        if kind not in known:
+            wrong.append(f"{scenario.id} ({kind})")
+    if wrong:
+        able = ", ".join(sorted(supported.SUPPORTED_EDITS | supported.SUPPORTED_FAULTS))
+        raise BadInput("scenarios that cannot be made: " + ", ".join(wrong), f"choose among {able} with `scenarios`")
+
+
+def resolve_edits(
+    sources: Sequence[Source], scenarios: Sequence[Scenario], tuned: TunedParams
+) -> dict[tuple[str, str], ResolvedEdit]:
+    """Every edit of the campaign by (model id, scenario id), nothing left open.
+
+    Raises:
+        BadInput: a wrong spec, or the clean edits without selected parameters as ``model:type:status``.
+    """
+    resolved: dict[tuple[str, str], ResolvedEdit] = {}
+    missing: list[str] = []
+    for source in sources:
+        for scenario in scenarios:
+            if not isinstance(scenario.generation, EditGeneration):
+                continue
+            spec = parse_edit_spec(scenario.generation.edit_spec)
+            entry = tuned.entry(spec.edit_type, source.id, model_name(source.id)) if spec.clean else None
+            status = "missing" if entry is None else str(entry.get("status", "missing"))
+            if spec.clean and status != "selected":
+                missing.append(f"{source.id}:{spec.edit_type}:{status}")
+                continue
+            try:
+                resolved[source.id, scenario.id] = resolve_edit(spec, entry, version=scenario.generation.version)
+            except EditSpecError as error:
+                raise BadInput(f"scenario {scenario.id}, model {source.id}: {error.what}", error.mend) from error
+    if missing:
+        raise BadInput(
+            "clean edits without tuned parameters: " + ", ".join(missing),
+            "add them to the file of PACK_TUNED_EDIT_PARAMS_FILE, or set CLEAN_EDIT_RUNS=0",
+        )
+    return resolved
+
+
+def check_names(sources: Sequence[Source]) -> None:
+    """Refuse two models that would share a directory.
+
+    Raises:
+        BadInput: naming both, or an id that gives no usable name.
+    """
+    owner: dict[str, str] = {}
+    for source in sources:
+        name = model_name(source.id)
+        if name in owner:
+            raise BadInput(
+                f"models {owner[name]!r} and {source.id!r} would both be stored as {name!r}",
+                "leave one out, or rename its directory",
+            )
+        owner[name] = source.id
+
+
+def check_run_dir(run: RunDir) -> None:
+    """Refuse a run directory that cannot be written or holds something else.
+
+    Raises:
+        BadInput: naming the directory.
+    """
+    check_writable(run.root)
+    if run.root.is_dir():
+        foreign = sorted(path.name for path in run.root.iterdir() if path.name not in _FRESH)
+        if foreign:
+            raise BadInput(
+                f"run directory {run.root} holds no plan but other things ({foreign[0]}, ...)",
+                "choose an empty or new directory",
+            )
