@@ -26,7 +26,8 @@ class Inventory:
     files: dict[str, bytes] = field(default_factory=dict)
     """Content by POSIX relative name. Every check and every parse uses these bytes; no file is read twice."""
     problems: list[str] = field(default_factory=list)
-    _bytes: int = 0
+    total: int = 0
+    """Bytes of all files."""
 
 
 def load(root: Path) -> Inventory:
@@ -60,7 +61,7 @@ def _directory(path: Path, prefix: str, depth: int, found: Inventory) -> None:
                 found.problems.append(f"{name!r}: directories nested deeper than {MAX_DEPTH}")
             else:
                 _directory(path / entry.name, name + "/", depth + 1, found)
-        elif len(found.files) >= MAX_FILES or found._bytes > MAX_PACK_BYTES:
+        elif len(found.files) >= MAX_FILES or found.total > MAX_PACK_BYTES:
             found.problems.append(f"{name!r}: beyond the limit of {MAX_FILES} files or {MAX_PACK_BYTES} bytes")
             return
         else:
@@ -74,18 +75,28 @@ def _file(path: Path, name: str, found: Inventory) -> None:
         what = "symbolic link" if path.is_symlink() else f"cannot be opened ({error.strerror})"
         found.problems.append(f"{name!r}: {what}")
         return
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            found.problems.append(f"{name!r}: not a regular file")
-        elif status.st_nlink != 1:
-            found.problems.append(f"{name!r}: hard link (its bytes are shared with a file elsewhere)")
-        elif status.st_size > MAX_FILE_BYTES:
-            found.problems.append(f"{name!r}: {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
-        else:
+    try:
+        if problem := _shape_problem(os.fstat(handle)):
+            found.problems.append(f"{name!r}: {problem}")
+            return
+        with os.fdopen(handle, "rb", closefd=False) as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
-                found.problems.append(f"{name!r}: grew beyond {MAX_FILE_BYTES} bytes while it was read")
-            else:
-                found.files[name] = data
-                found._bytes += len(data)
+        if len(data) > MAX_FILE_BYTES:
+            found.problems.append(f"{name!r}: grew beyond {MAX_FILE_BYTES} bytes while it was read")
+        else:
+            found.files[name] = data
+            found.total += len(data)
+    except OSError as error:
+        found.problems.append(f"{name!r}: cannot be read ({error.strerror})")
+    finally:
+        os.close(handle)
+
+
+def _shape_problem(status: os.stat_result) -> str | None:
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_nlink != 1:
+        return "hard link (its bytes are shared with a file elsewhere)"
+    if status.st_size > MAX_FILE_BYTES:
+        return f"{status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}"
+    return None

@@ -61,14 +61,16 @@ def load_private(path: Path) -> Ed25519PrivateKey:
         raise MissingFile(f"signing key {path} does not exist", "make one with `evpack keygen`") from error
     except OSError as error:
         raise BadInput(f"signing key {path} cannot be read ({error.strerror})", "check owner and mode") from error
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(stream.fileno())
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise BadInput(f"signing key {path} is not a regular file", "give the path of a PEM file")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise BadInput(f"signing key {path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
-        data = stream.read(MAX_KEY_BYTES + 1)
+        data = os.read(handle, MAX_KEY_BYTES + 1)
+    finally:
+        os.close(handle)
     mend = "make one with `evpack keygen` or `openssl genpkey -algorithm ed25519`"
     if len(data) > MAX_KEY_BYTES or not data.lstrip().startswith(b"-----BEGIN PRIVATE KEY-----"):
         raise BadInput(f"signing key {path} is not an unencrypted PKCS8 PEM", mend)
@@ -95,7 +97,7 @@ def write_keypair(private: Path) -> str:
     public = public_path(private)
     for path in (private, public):
         if path.exists() or path.is_symlink():
-            raise BadInput(f"{path} exists already, and keys are never overwritten", "choose another name")
+            raise _overwrites(path)
     key = Ed25519PrivateKey.generate()
     encoded = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -104,9 +106,7 @@ def write_keypair(private: Path) -> str:
         write_atomic(private, encoded, mode=0o600, replace=False)
         write_atomic(public, public_pem(key.public_key()).encode("ascii"), replace=False)
     except AlreadyPublished as error:
-        raise BadInput(
-            f"{error.filename} exists already, and keys are never overwritten", "choose another name"
-        ) from None
+        raise _overwrites(Path(error.filename)) from error
     except OSError as error:
         raise BadInput(f"{private} cannot be written ({error.strerror})", "choose a writable directory") from error
     return fingerprint(key.public_key())
@@ -132,3 +132,7 @@ def deployment_key(home: Home) -> Path:
     if not public.exists():
         write_atomic(public, public_pem(load_private(private).public_key()).encode("ascii"))
     return private
+
+
+def _overwrites(path: Path) -> BadInput:
+    return BadInput(f"{path} exists already, and keys are never overwritten", "choose another name")

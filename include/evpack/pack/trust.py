@@ -101,11 +101,13 @@ def _store(path: Path) -> set[str]:
             f"trust store {path} is neither a list nor an object with trusted_signers or fingerprints",
             "write a JSON list of fingerprints",
         )
-    entries = [entry.get("fingerprint") if isinstance(entry, dict) else entry for entry in value]
-    for entry in entries:
-        if not isinstance(entry, str):
+    found = set()
+    for entry in value:
+        text = entry.get("fingerprint") if isinstance(entry, dict) else entry
+        if not isinstance(text, str):
             raise BadInput(f"trust store {path} has an entry without a fingerprint: {entry!r:.80}", _MEND)
-    return {_fingerprint(entry, f"an entry of trust store {path}") for entry in entries}
+        found.add(_fingerprint(text, f"an entry of trust store {path}"))
+    return found
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -1,0 +1,118 @@
+"""Source provenance: complete or an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evpack.errors import BadInput, MissingFile
+from evpack.pack import provenance
+
+COMPLETE = {
+    "uri": "https://example.org/project.git",
+    "commit": "0" * 40,
+    "branch": None,
+    "describe": "v1",
+    "dirty": False,
+    "recorded_at": "2026-01-01T00:00:00Z",
+}
+
+
+def git(root: Path, *command: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(root), *identity, *command], check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    (root / "package").mkdir(parents=True)
+    (root / "package" / "code.py").write_text("x = 1\n")
+    git(root, "init", "--initial-branch", "main")
+    git(root, "add", "package")
+    git(root, "commit", "-m", "first")
+    return root
+
+
+def test_a_checkout_names_its_commit(checkout: Path) -> None:
+    found = provenance.collect_source_repo(checkout / "package", environ={})
+    assert len(found["commit"]) == 40
+    assert (found["branch"], found["uri"], found["dirty"]) == ("main", None, False)
+    assert provenance.check_source_repo(json.dumps(found).encode(), "x") == found
+
+
+def test_a_change_makes_it_dirty_and_a_detached_head_has_no_branch(checkout: Path) -> None:
+    (checkout / "package" / "code.py").write_text("x = 2\n")
+    git(checkout, "checkout", "--detach")
+    found = provenance.collect_source_repo(checkout / "package", environ={})
+    assert found["dirty"] is True and found["branch"] is None and found["describe"].endswith("-dirty")
+
+
+@pytest.mark.parametrize(
+    ("remote", "uri"),
+    [
+        ("https://user:token@example.org/a/project.git", "https://example.org/a/project.git"),
+        ("git@example.org:a/project.git", "git@example.org:a/project.git"),
+        ("/srv/private/project.git", "file:project.git"),
+        ("file:///srv/private/project.git", "file:project.git"),
+    ],
+)
+def test_a_remote_is_named_without_credentials_and_local_paths(checkout: Path, remote: str, uri: str) -> None:
+    git(checkout, "remote", "add", "origin", remote)
+    assert provenance.collect_source_repo(checkout, environ={})["uri"] == uri
+
+
+def test_a_surrounding_checkout_of_something_else_does_not_count(checkout: Path) -> None:
+    installed = checkout / "site-packages"
+    installed.mkdir()
+    with pytest.raises(BadInput, match="does not track"):
+        provenance.collect_source_repo(installed, environ={})
+
+
+def test_without_git_history_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(BadInput, match=provenance.SOURCE_ENV):
+        provenance.collect_source_repo(tmp_path, environ={})
+
+
+def test_without_git_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="git is not installed"):
+        provenance.collect_source_repo(tmp_path, environ={})
+
+
+def test_a_supplied_file_wins(tmp_path: Path, checkout: Path) -> None:
+    path = tmp_path / "source.json"
+    path.write_text(json.dumps(COMPLETE))
+    assert provenance.collect_source_repo(checkout, environ={provenance.SOURCE_ENV: str(path)}) == COMPLETE
+
+
+def test_a_supplied_file_must_exist(checkout: Path) -> None:
+    with pytest.raises(MissingFile):
+        provenance.collect_source_repo(checkout, environ={provenance.SOURCE_ENV: str(checkout / "none")})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {key: value for key, value in COMPLETE.items() if key != "dirty"},
+        COMPLETE | {"commit": "abc"},
+        COMPLETE | {"commit": None},
+        COMPLETE | {"dirty": "no"},
+    ],
+)
+def test_an_incomplete_file_is_refused(value: Any) -> None:
+    with pytest.raises(BadInput):
+        provenance.check_source_repo(json.dumps(value).encode(), "source_repo.json")
+
+
+def test_the_environment_has_the_fields_of_the_manifest() -> None:
+    found = provenance.environment()
+    assert {"recorded_at", "platform", "python_version", "gpu_name", "gpu_count", "gpu_memory_gb"} < found.keys()
+    assert isinstance(found["fp8_native_support"], bool)
+    json.dumps(found, allow_nan=False)
