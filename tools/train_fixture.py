@@ -1,11 +1,10 @@
 """Train the fixture model: tiny, but trained far enough to notice when half of its weights are gone.
 
-    evpack assets speeches TEXT_DIR
-    OMP_NUM_THREADS=1 python tools/train_fixture.py TEXT_DIR OUT_DIR
+    python tools/train_fixture.py [TEXT_DIR [OUT_DIR]]
 
-OUT_DIR (new) gets model/, text/ and digests.json, in the form of include/evpack/assets/fixture. Two to five minutes on
-one CPU thread. Seed and step count are fixed: the same machine and versions give the same bytes; another CPU may round
-differently.
+TEXT_DIR is what `evpack assets speeches` makes. OUT_DIR gets model/, text/ and digests.json in place of what it holds.
+Some minutes on one CPU thread. Seed and step count are fixed: the same machine and versions give the same bytes;
+another CPU may round differently.
 
 Recipe: the matrices inside the layers by Muon (momentum, then an orthogonalised update), everything else by AdamW.
 Undertrained models hardly notice an edit, and Muon is what gets a model this small far enough in this many steps.
@@ -17,6 +16,7 @@ import argparse
 import json
 import math
 import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ import torch  # noqa: TID253 - a script of its own; nothing imports it
 import transformers  # noqa: TID253
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from evpack.assets.demo import demo_pins
-from evpack.assets.fixture import DIGESTS_NAME
+from evpack.assets.demo import demo_pins, write_speeches
+from evpack.assets.fixture import DIGESTS_NAME, fixture_root
 from evpack.errors import BadInput
 from evpack.files import publishing, sha256_file, tree_digests, utc_now
 
@@ -41,7 +41,7 @@ class Recipe:
     """Everything that decides the weights, apart from the text."""
 
     seed: int = 20261123
-    steps: int = 2000
+    steps: int = 4000
     batch: int = 8
     window: int = 128
     first_year: int = 1934  # from here on the message is an address spoken in person, as the evaluation text is
@@ -193,6 +193,7 @@ def perplexity(directory: Path, ids: np.ndarray, window: int) -> tuple[float, in
 
 def build(text_dir: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, save and describe; returns what digests.json says."""
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
     torch.manual_seed(recipe.seed)
     torch.use_deterministic_algorithms(True)
     training, evaluation = split(text_dir, recipe)
@@ -225,19 +226,25 @@ def build(text_dir: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
             "held_out_windows": windows,
             "training_tokens": len(ids),
             "training_seconds": round(seconds, 1),
-            "threads": torch.get_num_threads(),
         },
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text_dir", type=Path, help="filled by `evpack assets speeches`")
-    parser.add_argument("out_dir", type=Path, help="a directory that does not exist yet")
+    parser.add_argument("text_dir", type=Path, nargs="?", help="speeches (default: fetch them)")
+    parser.add_argument("out_dir", type=Path, nargs="?", default=fixture_root(), help="replaced (default: %(default)s)")
     arguments = parser.parse_args()
-    with publishing(arguments.out_dir) as part:
-        facts = build(arguments.text_dir, part, Recipe())
+    fresh = arguments.out_dir.with_name(f"{arguments.out_dir.name}.new")
+    with publishing(fresh) as part, tempfile.TemporaryDirectory() as scratch:
+        text_dir = arguments.text_dir or Path(scratch) / "speeches"
+        if arguments.text_dir is None:
+            write_speeches(text_dir)
+        facts = build(text_dir, part, Recipe())
         (part / DIGESTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if arguments.out_dir.exists():
+        shutil.rmtree(arguments.out_dir)
+    fresh.rename(arguments.out_dir)
     print(json.dumps(facts["measured"], indent=2))
 
 

@@ -14,7 +14,7 @@ from evpack.assets import demo
 from evpack.assets.gguf import convert_gguf
 from evpack.assets.wheels import Wheel
 from evpack.cli import assets as cli
-from evpack.errors import BadInput, IntegrityError, MissingFile, Transient
+from evpack.errors import BadInput, CheckpointError, IntegrityError, MissingFile, Transient
 from evpack.files import sha256_bytes, tree_digests
 from evpack.home import Home
 
@@ -110,6 +110,14 @@ def test_converted_weights_are_the_gguf_values_rounded_once(gguf_file: Path, con
     embedding = torch.from_numpy(np.array(stored["token_embd.weight"].data))
     assert torch.equal(weights["model.embed_tokens.weight"], embedding.bfloat16())
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in converted.iterdir())
+
+
+def test_a_damaged_gguf_gives_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF and nothing more")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"bad\.gguf could not be converted \(exit 1\)") as error:
+        convert_gguf(tmp_path / "bad.gguf", tmp_path / "out")
+    assert "\n" not in error.value.what
 
 
 def test_demo_is_made_once_then_only_checked(pins: demo.DemoPins, index: Path, tmp_path: Path) -> None:
