@@ -8,110 +8,33 @@ PACK_ or INVARLOCK_ prefix. docs/tuning.md is generated from the metadata below 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import digest_json, parse_json
-
-
-@dataclass(frozen=True)
-class Var:
-    """What is known about a setting besides its type and default."""
-
-    group: str
-    """Section of docs/tuning.md."""
-    env: tuple[str, ...] | str
-    """Environment variables that set it; the first one that is not empty wins."""
-    text: str
-    acts: str = ""
-    """Where it acts; empty when nothing reads it."""
-    airflow: str = ""
-    """The mechanism that took the variable's place, when it was about queues, workers or locks."""
-    secret: bool = False
-    """Points at a secret: taken from the environment only, its value never repeated in a message."""
-    empty_counts: bool = False
-    """An empty string is a value of its own (it disables something), not the same as unset."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The environment variables as a tuple."""
-        return (self.env,) if isinstance(self.env, str) else self.env
-
-
-TASK_TYPES = (
-    *("SETUP_BASELINE", "CALIBRATION_RUN", "GENERATE_PRESET", "CREATE_EDIT", "CREATE_EDITS_BATCH", "EVALUATE_EDIT"),
-    *("CREATE_ERROR", "EVALUATE_ERROR", "COMPILE_VERDICT", "BUILD_PACK", "VERIFY_PACK"),
+from evpack.settings_types import (
+    Count,
+    FilePath,
+    Gigabytes,
+    Items,
+    Limit,
+    Paths,
+    Positive,
+    Seconds,
+    Var,
+    Whole,
+    auto,
+    key_path,
+    no_bool,
+    timeouts,
 )
-"""What may follow TASK_TIMEOUT_, in upper case; either case is understood."""
 
 _TIMEOUT_PREFIX = "TASK_TIMEOUT_"
-_AUTO = frozenset({"", "auto", "none"})
 
-
-# --- types of values ------------------------------------------------------------------------------
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    return value
-
-
-def _auto(value: object) -> object:
-    return None if isinstance(value, str) and value.strip().lower() in _AUTO else value
-
-
-def _seconds(value: object) -> object:
-    """Seconds; empty, 0 and none mean no limit."""
-    value = _auto(_no_bool(value))
-    return None if value in (0, "0") else value
-
-
-def _timeouts(value: object) -> object:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, Mapping):
-        raise ValueError("a mapping of task type to seconds is needed")
-    unknown = [key for key in value if str(key).upper() not in TASK_TYPES]
-    if unknown:
-        raise ValueError(f"unknown task type {unknown[0]!r}; known: {', '.join(TASK_TYPES)}")
-    return {str(key).upper(): _seconds(seconds) for key, seconds in value.items()}
-
-
-def _items(value: object) -> object:
-    """A list, also when written with commas."""
-    if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
-    return value
-
-
-def _absolute(value: str) -> str:
-    return str(Path(value).expanduser().absolute())
-
-
-def _key_path(value: object) -> object:
-    if isinstance(value, str) and ("-----BEGIN" in value or "\n" in value.strip()):
-        raise ValueError("the value is key material; give the path of a PEM file instead")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Count = Annotated[Whole, Field(ge=0)]
-Positive = Annotated[Whole, Field(ge=1)]
-Gigabytes = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-"""10^9 bytes."""
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_seconds)]
-"""Seconds, None for no limit."""
-FilePath = Annotated[str, AfterValidator(_absolute)]
-"""Absolute; a relative one is taken from the directory where the campaign is planned."""
-Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
-Paths = Annotated[tuple[FilePath, ...], BeforeValidator(_items)]
 
 # Where settings act; the words of docs/tuning.md.
 PLAN = "plan"
@@ -159,7 +82,7 @@ class Settings(BaseModel):
         Var(CORE, "PACK_MODEL_REVISIONS_FILE", "Pinned revisions; else model_revisions.json in EVPACK_HOME.", PLAN),
     ] = None
     use_batch_edits: Annotated[
-        Annotated[bool | None, BeforeValidator(_auto)],
+        Annotated[bool | None, BeforeValidator(auto)],
         Var(
             CORE, "PACK_USE_BATCH_EDITS", "Force (true) or forbid (false) batch edits; auto creates them singly.", PLAN
         ),
@@ -184,21 +107,22 @@ class Settings(BaseModel):
 
     # --- hardware
     cuda_visible_devices: Annotated[
-        Items | None, Var(HARDWARE, "CUDA_VISIBLE_DEVICES", "Device pool, ids with commas.", PLAN)
+        Items | None,
+        Var(HARDWARE, "CUDA_VISIBLE_DEVICES", "Device pool, ids; empty: none.", PLAN, empty_counts=True),
     ] = None
     gpu_id_list: Annotated[
         Items | None, Var(HARDWARE, "GPU_ID_LIST", "Device pool when CUDA_VISIBLE_DEVICES is unset.", PLAN)
     ] = None
     num_gpus: Annotated[
-        Annotated[Count | None, BeforeValidator(_auto)],
+        Annotated[Count | None, BeforeValidator(auto)],
         Var(HARDWARE, "NUM_GPUS", "Devices to use at most; auto takes the whole pool, 0 runs on the CPU.", PLAN),
     ] = None
     gpu_memory_gb: Annotated[
-        Annotated[Gigabytes | None, BeforeValidator(_auto)],
+        Annotated[Gigabytes | None, BeforeValidator(auto)],
         Var(HARDWARE, "GPU_MEMORY_GB", "Memory of a device for planning; auto takes the smallest found.", PLAN),
     ] = None
     gpu_memory_per_device: Annotated[
-        Annotated[Gigabytes | None, BeforeValidator(_auto)],
+        Annotated[Gigabytes | None, BeforeValidator(auto)],
         Var(HARDWARE, "GPU_MEMORY_PER_DEVICE", "The same, stronger than GPU_MEMORY_GB.", PLAN),
     ] = None
     gpu_min_free_gb: Annotated[Gigabytes, Var(HARDWARE, "GPU_MIN_FREE_GB", "Free memory a device must have.")] = 10
@@ -338,7 +262,7 @@ class Settings(BaseModel):
         bool, Var(STORAGE, "PACK_SKIP_DISK_PREFLIGHT", "Plan without looking at the free space.", PLAN)
     ] = False
     cuda_memory_fraction: Annotated[
-        Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)],
+        Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)],
         Var(STORAGE, "CUDA_MEMORY_FRACTION", "Part of a device's memory that steps may use.", PLAN),
     ] = 0.92
     model_load_overhead_gb: Annotated[
@@ -382,7 +306,7 @@ class Settings(BaseModel):
         ),
     ] = 21600
     task_timeouts: Annotated[
-        Annotated[dict[str, Limit], BeforeValidator(_timeouts)],
+        Annotated[dict[str, Limit], BeforeValidator(timeouts)],
         Var(WORKERS, "TASK_TIMEOUT_<TASKTYPE>", "Limit of one type of step, s; empty, 0, none: no limit.", "steps"),
     ] = {}
     max_retries: Annotated[Count, Var(WORKERS, "MAX_RETRIES", "Tries after the first.", airflow=_RETRY)] = 3
@@ -396,7 +320,7 @@ class Settings(BaseModel):
     ] = None
     sign_manifest: Annotated[bool, Var(PACKING, "PACK_SIGN_MANIFEST", "Sign the manifest (Ed25519).", PACK)] = True
     signing_key: Annotated[
-        Annotated[FilePath | None, BeforeValidator(_key_path)],
+        Annotated[FilePath | None, BeforeValidator(key_path)],
         Var(
             *(PACKING, "PACK_SIGNING_KEY", "Path of a private key (PEM); else the deployment's own key.", PACK),
             secret=True,

@@ -1,0 +1,71 @@
+"""`evpack plan`: what a campaign would do, or the planned run directory itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from evpack.errors import BadInput
+from evpack.plan.campaign import Draft
+from evpack.plan.model import CampaignPlan, StepType
+
+
+def register(app: typer.Typer) -> None:
+    """Add `plan`."""
+
+    @app.command()
+    def plan(
+        suite: str | None = typer.Option(None, "--suite", help="Suite; `evpack suites` lists them."),
+        out: Path | None = typer.Option(None, "--out", help="Write the plan into this run directory."),
+        param: list[str] = typer.Option([], "--param", "-p", help="A setting as name=value; may be repeated."),
+    ) -> None:
+        """Show what a campaign would do; with --out, plan it."""
+        from evpack.home import Home
+        from evpack.steps.plan import dry_run, open_campaign
+
+        params = parse_params(param, suite=suite, output_dir=str(out) if out else None)
+        home = Home.locate()
+        if out is None:
+            draft = dry_run(params, home)
+            typer.echo("\n".join([*describe(draft.plan), _space_line(draft)]))
+        else:
+            run, written = open_campaign(params, home)
+            typer.echo("\n".join([*describe(written), f"planned in {run.root}"]))
+
+
+def parse_params(items: Sequence[str], **options: str | None) -> dict[str, Any]:
+    """`name=value` items and the options that were given, as params of a run.
+
+    Raises:
+        BadInput: for an item without `=`.
+    """
+    params: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--param {item!r} is not name=value", "write e.g. --param seq_len=128")
+        params[name] = value
+    return params
+
+
+def describe(plan: CampaignPlan) -> list[str]:
+    """A plan in lines: models with lane and steps, then the scenarios."""
+    counts = f"{len(plan.models)} models x {len(plan.scenarios)} scenarios, {len(plan.steps)} steps"
+    lines = [f"suite {plan.suite}: {counts}"]
+    for model in plan.models:
+        steps = sum(step.model == model.name for step in plan.steps)
+        lines.append(
+            f"  {model.label}: {model.weights_gb:.3f} GB, {model.devices} devices, lane {model.lane}, {steps} steps"
+        )
+    runs = {step.scenario: len(step.runs) for step in plan.steps_of(StepType.EVALUATE)}
+    for scenario in plan.scenarios:
+        lines.append(f"  {scenario.id}: {scenario.strictness.value}, {runs[scenario.id]} runs")
+    return lines
+
+
+def _space_line(draft: Draft) -> str:
+    total = sum(space.edits_gb + space.errors_gb for space in draft.space)
+    return f"variants take at most {total:.1f} GB"
