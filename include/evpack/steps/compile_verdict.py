@@ -1,0 +1,57 @@
+"""The step that compiles the verdict. Missing evidence never makes it fail: that is the verdict INCOMPLETE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evpack.catalog.policy import Policy
+from evpack.errors import BadInput
+from evpack.files import utc_now, write_atomic, write_json
+from evpack.plan.model import CampaignPlan
+from evpack.rundir import RunDir
+from evpack.steps.base import StepContext, log
+from evpack.verdict.evidence import ReportEvidence, ReportKey, read_evidence
+from evpack.verdict.rules import TEXT_NAME, VERDICT_NAME, compile_verdict
+
+
+def compile_verdict_step(ctx: StepContext) -> list[Path]:
+    """Write reports/final_verdict.{json,txt} and the four summaries, in place of what an earlier compilation left.
+
+    Raises:
+        BadInput: when state/policy.json is not there.
+        EvidenceError: when it is not a policy.
+    """
+    if not ctx.run.policy.is_file():
+        raise BadInput(f"{ctx.run.root} holds no state/policy.json", "give a run directory of a planned campaign")
+    policy = Policy.parse(ctx.run.policy.read_bytes(), "state/policy.json")
+    verdict = compile_verdict(
+        ctx.plan,
+        read_run_evidence(ctx.run, ctx.plan),
+        policy,
+        guards_order=ctx.settings.guards_order,
+        timestamp=utc_now(),
+    )
+    documents = {VERDICT_NAME: verdict.to_json(), **verdict.summaries}
+    for name, document in documents.items():
+        write_json(ctx.run.reports / name, document)
+    write_atomic(ctx.run.reports / TEXT_NAME, verdict.text().encode("utf-8"))
+    log.info("verdict %s", verdict.word)
+    for entry in verdict.document["failed_requirements"]:
+        log.info("%s: %s", entry["requirement"], entry["message"])
+    return [ctx.run.reports / name for name in (*documents, TEXT_NAME)]
+
+
+def read_run_evidence(run: RunDir, plan: CampaignPlan) -> dict[ReportKey, ReportEvidence]:
+    """The evidence of a campaign as it lies in its run directory."""
+
+    def read(path: str) -> bytes | None:
+        file = run.root / path
+        try:
+            return file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:  # there is something, so it is a problem, not absent
+            log.warning("%s cannot be read: %s", file, error.strerror)
+            return b""
+
+    return read_evidence(plan, read)
