@@ -1,0 +1,87 @@
+"""How a campaign ended, judged by its run directory alone: verdict, pack, verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evpack.errors import BadInput, CampaignExit, EvidenceError
+from evpack.files import read_json
+from evpack.plan.model import StepType, load_plan
+from evpack.rundir import RunDir
+from evpack.steps.state import read_marker
+
+CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
+"""What must have finished before a verdict counts."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a campaign."""
+
+    exit: CampaignExit
+    verdict: str | None
+    """PASS, FAIL or INCOMPLETE of the verdict file; None when there is none."""
+    problems: tuple[str, ...]
+    """What stands in the way of a PASS besides the verdict itself."""
+    pack: Path | None
+    verification: dict[str, Any] | None
+    """reports/pack_verification.json."""
+
+    def line(self) -> str:
+        """One line for people."""
+        reasons = "; ".join(self.problems)
+        return f"{self.exit.name}: {reasons}" if reasons else self.exit.name
+
+
+def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
+    """Judge a run directory. Missing or stale evidence is INCOMPLETE, never PASS.
+
+    Args:
+        dag_run: when given, verdict, pack and verification must have been made by this DAG run.
+    """
+    problems = []
+    try:
+        load_plan(run)
+    except BadInput as error:
+        problems.append(error.what)
+    for step in CLOSING_STEPS:
+        marker = read_marker(run, step.value)
+        if marker is None:
+            problems.append(f"{step} did not finish")
+        elif dag_run is not None and marker.dag_run != dag_run:
+            problems.append(f"{step} was last done by another DAG run ({marker.dag_run})")
+        elif not marker.intact(run):
+            problems.append(f"what {step} made was changed or removed")
+    verdict = _field(run.final_verdict, "verdict")
+    verification = _document(run.reports / "pack_verification.json")
+    if verification is not None and verification.get("ok") is not True:
+        problems.append(f"the pack does not verify (verifier exit {verification.get('exit')})")
+    pack = _field(run.reports / "evidence_pack.json", "path")
+    return Outcome(
+        exit=_exit(verdict, problems),
+        verdict=verdict,
+        problems=tuple(problems),
+        pack=Path(run.root / pack) if pack else None,
+        verification=verification,
+    )
+
+
+def _exit(verdict: str | None, problems: list[str]) -> CampaignExit:
+    if problems or verdict not in CampaignExit.__members__:
+        return CampaignExit.INCOMPLETE
+    return CampaignExit[verdict]
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    try:
+        value = read_json(path)
+    except (OSError, EvidenceError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _field(path: Path, name: str) -> str | None:
+    value = (_document(path) or {}).get(name)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,35 @@
+"""How many steps may run at once on this host: the slots of Airflow's pools `cpu` and `gpu`."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+CPU_POOL = "cpu"
+GPU_POOL = "gpu"
+
+STEP_MEMORY_BYTES = 4 * 10**9
+"""Memory set aside for one step on the CPU; the largest step of the demo campaign stays below 3 GB."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_slots() -> int:
+    """Steps at once on the CPU: one per core, as far as memory reaches, at least one."""
+    return max(1, min(cores(), psutil.virtual_memory().total // STEP_MEMORY_BYTES))
+
+
+def pool_slots() -> dict[str, int]:
+    """Slots by pool name. `gpu` has one per device; without a device it has none, and the plan puts nothing there.
+
+    Raises:
+        BadInput: when a variable of the environment that decides about devices is wrong.
+    """
+    from evpack.plan.memory import host_devices
+    from evpack.settings import resolve
+
+    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {})).count}
