@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_runs_and_arms_are_disjoint_and_complete(demand: WindowDemand, spare: in
     runs = schedule_runs(demand.windows + spare, demand)
     used = [i for run in runs for i, _ in run.in_order()]
     assert len(set(used)) == len(used) == demand.windows
-    assert 0 <= min(used) and max(used) < demand.windows + spare
+    assert min(used) >= 0 and max(used) < demand.windows + spare
     for run in runs:
         assert (len(run.preview), len(run.final)) == (demand.preview, demand.final)
     assert [run.seed for run in runs] == [41 + run.run for run in runs]
@@ -62,7 +63,7 @@ def test_a_run_never_holds_neighbours_where_there_is_room(demand: WindowDemand, 
         return
     for run in schedule_runs(available, demand):
         ids = sorted(run.preview + run.final)
-        assert all(b - a > 1 for a, b in zip(ids, ids[1:], strict=False))
+        assert all(b - a > 1 for a, b in pairwise(ids))
 
 
 @given(DEMANDS)
@@ -83,7 +84,7 @@ def test_the_schedule_is_reproducible_and_follows_the_seed() -> None:
 def test_arms_alternate_along_the_text() -> None:
     (run,) = schedule_runs(100, WindowDemand(1, 5, 5, 8))
     arms = [arm for _, arm in sorted(run.in_order())]
-    assert all(a != b for a, b in zip(arms, arms[1:], strict=False))
+    assert all(a != b for a, b in pairwise(arms))
 
 
 def test_too_short_says_there_needed_and_missing() -> None:
@@ -139,3 +140,11 @@ def test_window_digest_is_over_little_endian_ids() -> None:
 
     ids = np.array([1, 256], dtype=np.int32)
     assert window_digest(ids) == hashlib.sha256(b"\x01\0\0\0\0\x01\0\0").hexdigest()
+
+
+def test_repeated_windows_count_once() -> None:
+    demand = WindowDemand(1, 1, 1, 4)
+    windows = make_windows([[1, 2, 3, 4] * 3, range(8)], demand, provider="text", tokenizer_digest="t")
+    assert windows.tokens.tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [4, 5, 6, 7]]
+    with pytest.raises(DataError, match="1 windows"):
+        make_windows([[1, 2, 3, 4] * 9], demand, provider="text", tokenizer_digest="t")

@@ -84,6 +84,14 @@ def chunk(documents: Iterable[Sequence[int]], seq_len: int, stride: int) -> Toke
     return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(stream, seq_len)[::stride])
 
 
+def _first_of_each(tokens: Tokens) -> Tokens:
+    """The windows without exact repetitions, in text order: a window that stands twice is no second observation."""
+    first: dict[bytes, int] = {}
+    for row, window in enumerate(tokens):
+        first.setdefault(window.tobytes(), row)
+    return tokens[list(first.values())]
+
+
 @dataclass(frozen=True)
 class RunWindows:
     """The windows of one run: ascending ids per arm, arms disjoint."""
@@ -237,12 +245,12 @@ class WindowSet:
 def make_windows(
     documents: Iterable[Sequence[int]], demand: WindowDemand, *, provider: str, tokenizer_digest: str
 ) -> WindowSet:
-    """Chunk token ids without overlap and schedule the runs.
+    """Chunk token ids without overlap, drop repeated windows and schedule the runs.
 
     Raises:
         DataError: when the text is too short.
     """
-    tokens = chunk(documents, demand.seq_len, demand.seq_len)
+    tokens = _first_of_each(chunk(documents, demand.seq_len, demand.seq_len))
     windows = WindowSet(tokens, schedule_runs(len(tokens), demand), provider, tokenizer_digest)
     if any(len(r.preview) != demand.preview or len(r.final) != demand.final for r in windows.runs):
         raise BrokenContract("schedule does not give each arm its windows")

@@ -1,0 +1,186 @@
+"""Negative log-likelihoods of full windows: the only forward passes of an evaluation."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evpack.errors import OutOfMemory, Transient
+from evpack.evaluation.records import Arm, Compute, WindowLoss
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+THREADS_ENV = "EVPACK_THREADS"
+"""Set by the runtime: threads of one step process, so that steps side by side do not fight for cores."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision a model is scored."""
+
+    device: str
+    """torch device: ``cpu`` or ``cuda``."""
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, devices: int, checkpoint_dtype: str) -> Placement:
+        """fp32 on the CPU (bf16 products are several times slower there); on a device the checkpoint's own half type.
+
+        Args:
+            devices: accelerators the plan gives the model; 0 is the CPU.
+            checkpoint_dtype: safetensors name of the weights' type, e.g. ``BF16``.
+
+        Raises:
+            Transient: when the plan gives accelerators and this process sees none.
+        """
+        import torch
+
+        if devices == 0:
+            return cls("cpu", torch.float32)
+        if not torch.cuda.is_available():
+            raise Transient(
+                f"the plan gives {devices} devices, this process sees none", "check the driver and the pool"
+            )
+        return cls("cuda", {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint_dtype, torch.float32))
+
+    @property
+    def label(self) -> str:
+        """The device as a compute contract names it: ``cpu``, or ``cuda`` with the device's name."""
+        import torch
+
+        return self.device if self.device == "cpu" else f"cuda {torch.cuda.get_device_name()}"
+
+    @property
+    def dtype_name(self) -> str:
+        """The type as a compute contract names it, e.g. ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def prepare_process(determinism: str) -> None:
+    """Set threads and determinism of this process; call before the first forward pass.
+
+    Args:
+        determinism: ``strict`` (deterministic algorithms, no TF32) or ``throughput`` (TF32, tuned kernels).
+    """
+    strict = determinism == "strict"
+    if strict:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first CUDA context is made
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0" if strict else "1"
+    import torch
+
+    if threads := os.environ.get(THREADS_ENV, "").strip():
+        torch.set_num_threads(max(1, int(threads)))
+    torch.use_deterministic_algorithms(strict)
+    torch.backends.cudnn.deterministic = strict
+    torch.backends.cudnn.benchmark = not strict
+    torch.backends.cudnn.allow_tf32 = not strict
+    torch.backends.cuda.matmul.allow_tf32 = not strict
+
+
+def contract_of(model: Any, batch: int) -> Compute:
+    """The compute contract a loaded model is scored under."""
+    parameter = next(model.parameters())
+    where = Placement(parameter.device.type, parameter.dtype)
+    attention = str(getattr(model.config, "_attn_implementation", None) or "eager")
+    return Compute(device=where.label, dtype=where.dtype_name, attention=attention, batch=batch)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a window's loss may depend on."""
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def score_windows(model: Any, tokens: npt.NDArray[np.int32], batch: int) -> list[float]:
+    """Sum of negative log-likelihoods of each window, nats; NaN or infinite where the model's output is.
+
+    Every window is full, so there is no padding and each predicts seq_len - 1 tokens. Token losses are fp32
+    (log-softmax of fp32 logits), their sum is fp64.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        tokens: int32 [n, seq_len]; the order decides what shares a batch.
+        batch: windows per forward pass.
+
+    Raises:
+        OutOfMemory: when the device or the host has no room for a batch.
+    """
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    sums: list[float] = []
+    with torch.inference_mode(), memory_errors(batch):
+        for start in range(0, len(tokens), batch):
+            ids = torch.from_numpy(tokens[start : start + batch]).to(device=device, dtype=torch.long)
+            logits = model(input_ids=ids, use_cache=False).logits
+            sums += [_nll_sum(logit, row) for logit, row in zip(logits, ids, strict=True)]
+            del logits  # before the next batch makes its own
+    return sums
+
+
+def _nll_sum(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """One window: logits [seq_len, vocab], ids [seq_len]. One window at a time keeps the softmax copy small."""
+    import torch.nn.functional as functional
+
+    losses = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
+    return float(losses.double().sum())
+
+
+def window_losses(
+    windows: Iterable[tuple[int, Arm, str]], sums: Iterable[float], seq_len: int, *, failure: str | None = None
+) -> tuple[WindowLoss, ...]:
+    """Losses as records carry them: null and a reason where a sum is not finite.
+
+    Args:
+        windows: (id, arm, digest of the token ids) in scoring order.
+        sums: one per window, from `score_windows`.
+        failure: why there are no finite sums at all, when that is known better than from their values.
+    """
+    return tuple(
+        WindowLoss(
+            id=id_,
+            arm=arm,
+            tokens_sha256=digest,
+            predicted_tokens=seq_len - 1,
+            nll_sum=total if math.isfinite(total) else None,
+            reason=None
+            if math.isfinite(total)
+            else failure or f"non_finite_loss:{'nan' if math.isnan(total) else 'inf'}",
+        )
+        for (id_, arm, digest), total in zip(windows, sums, strict=True)
+    )
+
+
+@contextmanager
+def memory_errors(batch: int) -> Iterator[None]:
+    """Turn torch's and Python's out-of-memory errors into `OutOfMemory`."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _no_memory(batch, error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _no_memory(batch, error) from error
+
+
+def _no_memory(batch: int, error: BaseException) -> OutOfMemory:
+    first = (str(error) or "no memory left").splitlines()[0]
+    return OutOfMemory(f"out of memory with {batch} windows per forward pass: {first}", "lower eval_batch")

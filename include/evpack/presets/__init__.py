@@ -1,0 +1,1 @@
+"""Presets: what calibration found out about a model, written once and read by every evaluation."""

@@ -1,0 +1,290 @@
+"""evaluate: score one subject on all its runs with one load, guard it, write one report per run.
+
+A subject that is at fault (NaN, keys that nothing explains, a model that cannot be built) gets its reports all the
+same, with null losses and the reason; only damaged files, missing memory or a missing need stop the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evpack.catalog.policy import Policy
+from evpack.catalog.scenarios import Scenario
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.profile import open_baseline
+from evpack.data.windows import RunWindows
+from evpack.errors import BrokenContract, CheckpointError, EvaluationError, EvidenceError, EvpackError
+from evpack.evaluation.assess import paired_differences
+from evpack.evaluation.bca import bca_interval
+from evpack.evaluation.records import Compute, WindowRecords
+from evpack.evaluation.report import REPORT_NAME, RecordFile, ReportMeta, build_report, check_report
+from evpack.files import pretty_json, publishing, sha256_bytes, utc_now, write_atomic
+from evpack.guards import invariants
+from evpack.guards.base import GuardResult
+from evpack.presets.derive import read_preset
+from evpack.steps.base import StepContext, log
+from evpack.steps.runtime_manifest import runtime_facts, runtime_manifest
+from evpack.steps.subject import Bench, records_bytes, set_aside
+
+MANIFEST_NAME = "runtime.manifest.json"
+
+_SUBJECT_FAULTS = (CheckpointError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What the model library raises for a subject it cannot build or run; a damaged file is told apart by `_blame`."""
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """Baseline losses that one run pairs with."""
+
+    records: WindowRecords
+    data: bytes
+    rescored: bool
+
+
+@dataclass
+class _Subject:
+    """The subject while it is evaluated: its model when it could be loaded, else why not."""
+
+    checkpoint: DeltaCheckpoint
+    model: Any = None
+    unexplained: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+def evaluate(ctx: StepContext) -> list[Path]:
+    """Publish the report directory of every run of the step's scenario.
+
+    Each holds evaluation.report.json, runtime.manifest.json and records.json, and baseline_records.json where the
+    calibration's losses were computed in another way (an out-of-memory retry halved the batch, say).
+
+    Raises:
+        CheckpointError: when baseline or variant are damaged on disk.
+        EvidenceError: when policy or preset are malformed or of another model.
+        OutOfMemory: when model or batch do not fit.
+    """
+    bench = Bench.set_up(ctx)
+    scenario = _scenario(ctx)
+    policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
+    order = _guards_order(ctx, bench)
+    subject = _Subject(DeltaCheckpoint(bench.baseline, bench.place.variant(scenario.id)))
+    runs = [bench.windows.run(number) for number in ctx.step.runs]
+    baselines = _baselines(bench, runs)
+    _load(bench, subject)
+    guards = _guards(order, bench, subject)
+    facts = runtime_facts(ctx)
+    published = []
+    for run in runs:
+        target = bench.place.report(scenario.id, scenario.category, run.run)
+        published.append(target)
+        baseline = baselines[run.run]
+        compute = baseline.records.compute if subject.model is None else bench.contract(subject.model)
+        if target.exists():
+            if _is_there(bench, target, run, subject, baseline, compute):
+                log.info("%s run %d is there already", scenario.id, run.run)
+                continue
+            set_aside(ctx, target)
+        records = _score(bench, subject, run, compute, scenario.id)
+        files = _files(ctx, bench, scenario, policy, order, subject, records, baseline, guards, facts)
+        with publishing(target, str(ctx.attempt)) as part:
+            for name, data in files.items():
+                write_atomic(part / name, data)
+    return published
+
+
+def _scenario(ctx: StepContext) -> Scenario:
+    if ctx.step.scenario is None:
+        raise BrokenContract(f"step {ctx.step.id} has no scenario")
+    return ctx.plan.scenario(ctx.step.scenario)
+
+
+def _guards_order(ctx: StepContext, bench: Bench) -> list[str]:
+    """The guards' order from the model's preset, which must be of this model and of these windows.
+
+    Raises:
+        EvidenceError: when it is not.
+    """
+    path = ctx.run.preset(bench.plan.name)
+    preset = read_preset(path)
+    meta, dataset = preset["_calibration_meta"], preset["dataset"]
+    first = bench.windows.runs[0]
+    expected = (bench.plan.name, ctx.settings.tier, bench.windows.seq_len, len(first.preview), len(first.final))
+    given = (meta.get("model_name"), meta.get("tier"), *(dataset.get(k) for k in ("seq_len", "preview_n", "final_n")))
+    if given != expected:
+        raise EvidenceError(
+            f"preset {path} is of (model, tier, seq_len, preview, final) {given}, this evaluation of {expected}",
+            "redo derive_preset",
+        )
+    return [str(name) for name in preset["guards"].get("order", ())]
+
+
+def _baselines(bench: Bench, runs: list[RunWindows]) -> dict[int, _Baseline]:
+    """The baseline losses of each run: calibration's where it scored the same way, else scored now and once."""
+    found: dict[int, _Baseline] = {}
+    model = None
+    for run in runs:
+        file = bench.place.calibration / f"run_{run.run}" / "records.json"
+        records = bench.found_records(file, run, bench.baseline.digest())
+        if records is not None and bench.expects(records.compute):
+            found[run.run] = _Baseline(records, file.read_bytes(), rescored=False)
+            continue
+        log.info("run %d: calibration scored in another way; the baseline is scored again", run.run)
+        model = bench.load_baseline() if model is None else model
+        sums, digest = bench.score(model, run), bench.baseline.digest()
+        records = bench.records(run, sums, bench.contract(model), digest)
+        found[run.run] = _Baseline(records, records_bytes(records), rescored=True)
+    return found
+
+
+def _load(bench: Bench, subject: _Subject) -> None:
+    """Load the subject; what stops it from being a sound model is written down, not raised."""
+    try:
+        model, loading = bench.load(subject.checkpoint)
+    except _SUBJECT_FAULTS as error:
+        subject.failure = _blame(bench, "load_failed", error)
+        return
+    subject.unexplained = loading.unexplained
+    if loading.unexplained:  # parameters left to chance: their losses would be no property of the subject
+        subject.failure = f"unexplained_keys:{len(loading.unexplained)}"
+        return
+    subject.model = model
+
+
+def _score(bench: Bench, subject: _Subject, run: RunWindows, compute: Compute, scenario: str) -> WindowRecords:
+    """The subject's records of one run; all null with the reason when it cannot be run."""
+    failure = subject.failure
+    sums = [math.nan] * len(run.in_order())
+    if subject.model is not None:
+        try:
+            sums = bench.score(subject.model, run)
+        except _SUBJECT_FAULTS as error:
+            failure = _blame(bench, "forward_failed", error)
+    return bench.records(run, sums, compute, subject.checkpoint.digest(), scenario, failure)
+
+
+def _blame(bench: Bench, what: str, error: Exception) -> str:
+    """The reason to write down when the subject is at fault.
+
+    Raises:
+        CheckpointError: when it is not: the baseline was damaged meanwhile.
+    """
+    open_baseline(bench.place)
+    line = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    log.warning("subject at fault, %s: %s", what, line)
+    return f"{what}:{type(error).__name__}: {line}"
+
+
+def _guards(order: list[str], bench: Bench, subject: _Subject) -> dict[str, dict[str, Any]]:
+    """One block per guard of the order. A guard that cannot run is an error in the report, never a pass."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for name in order:
+        if name == invariants.NAME:
+            pre, post = _invariants(bench, subject)
+            blocks[name] = invariants.report_block(pre, post)
+            log.info("guard %s: %s", name, post.status)
+        else:
+            text = f"no guard named {name!r}"
+            blocks[name] = {"status": "error", "failures": [{"type": "guard_error", "message": text}]}
+    return blocks
+
+
+def _invariants(bench: Bench, subject: _Subject) -> tuple[GuardResult, GuardResult]:
+    reference = invariants.prepare(bench.baseline)
+    try:
+        post = invariants.validate(
+            subject.checkpoint,
+            reference,
+            subject.checkpoint.variant.declaration,
+            unexplained_keys=subject.unexplained,
+            load_error=None if subject.unexplained else subject.failure,
+        )
+    except (EvpackError, OSError, MemoryError):
+        raise  # damaged files and missing memory are no findings about the subject
+    except Exception as error:
+        post = invariants.failed(error)
+    return reference.result(), post
+
+
+def _is_there(
+    bench: Bench, target: Path, run: RunWindows, subject: _Subject, baseline: _Baseline, compute: Compute
+) -> bool:
+    """Whether an earlier attempt's report is of this subject, these windows and this baseline."""
+    found = bench.found_records(target / "records.json", run, subject.checkpoint.digest())
+    if found is None or found.compute != compute or not (target / MANIFEST_NAME).is_file():
+        return False
+    try:
+        report = check_report((target / REPORT_NAME).read_bytes())
+    except (OSError, EvidenceError):
+        return False
+    return bool(report["records"]["baseline"]["sha256"] == sha256_bytes(baseline.data))
+
+
+def _files(
+    ctx: StepContext,
+    bench: Bench,
+    scenario: Scenario,
+    policy: Policy,
+    order: list[str],
+    subject: _Subject,
+    records: WindowRecords,
+    baseline: _Baseline,
+    guards: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The files of one report directory by name."""
+    if records.compute != baseline.records.compute:
+        raise EvaluationError(
+            f"subject and baseline of run {records.run} were computed in different ways: {records.compute} and "
+            f"{baseline.records.compute}",
+            "redo calibrate",
+        )
+    target = bench.place.report(scenario.id, scenario.category, records.run)
+    own = (target / "baseline_records.json").relative_to(bench.place.root)
+    shared = Path("reports") / "calibration" / f"run_{records.run}" / "records.json"
+    data = records_bytes(records)
+    differences, weights = paired_differences(records, baseline.records)
+    now = utc_now()
+    report = build_report(
+        meta=ReportMeta(
+            model_id=bench.plan.id,
+            model_name=bench.plan.name,
+            scenario=scenario.id,
+            category=scenario.category,
+            strictness=scenario.strictness,
+            run=records.run,
+            seed=records.seed,
+            plan_digest=ctx.plan.digest(),
+        ),
+        subject=RecordFile("records.json", data),
+        baseline=RecordFile((own if baseline.rescored else shared).as_posix(), baseline.data),
+        policy=policy,
+        guards=guards,
+        guards_order=order,
+        dataset={
+            "provider": bench.windows.provider,
+            "split": None,
+            "seq_len": bench.windows.seq_len,
+            "stride": bench.windows.seq_len,
+            "tokens_available": bench.windows.tokens.size,
+        },
+        provenance={**facts, "tokenizer_sha256": bench.windows.tokenizer_digest},
+        edit={"name": scenario.id, **subject.checkpoint.variant.metadata},
+        generated_at=now,
+        bca=bca_interval(
+            differences,
+            weights,
+            seed=records.seed,
+            replicates=int(policy.number("metrics.bootstrap.replicates")),
+            alpha=policy.number("metrics.bootstrap.alpha"),
+        ),
+    )
+    metric = report["primary_metric"]
+    log.info("%s run %d: %s, ratio %s", scenario.id, records.run, metric["outcome"], metric["ratio_vs_baseline"])
+    report_data = pretty_json(report)
+    check_report(report_data)
+    manifest = runtime_manifest(ctx, facts, report_data, ctx.run.preset(bench.plan.name), now)
+    files = {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), "records.json": data}
+    return files | ({own.name: baseline.data} if baseline.rescored else {})

@@ -1,0 +1,154 @@
+"""What calibrate and evaluate share: load one model, score it on runs, keep what an earlier attempt finished."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evpack.checkpoint.loading import LoadingReport, load_model
+from evpack.checkpoint.profile import open_baseline
+from evpack.checkpoint.reader import Checkpoint, CheckpointLike
+from evpack.data.windows import RunWindows, WindowSet, window_digest
+from evpack.errors import BrokenContract, CheckpointError, EvidenceError
+from evpack.evaluation.records import Compute, WindowRecords
+from evpack.evaluation.scoring import (
+    Placement,
+    contract_of,
+    memory_errors,
+    prepare_process,
+    score_windows,
+    versions,
+    window_losses,
+)
+from evpack.files import pretty_json
+from evpack.plan.model import ModelPlan
+from evpack.rundir import ModelDir
+from evpack.steps.base import StepContext, log
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model's place in the campaign and how its subjects are scored."""
+
+    plan: ModelPlan
+    place: ModelDir
+    baseline: Checkpoint
+    windows: WindowSet
+    where: Placement
+    batch: int
+
+    @classmethod
+    def set_up(cls, ctx: StepContext) -> Bench:
+        """Open baseline and windows of the step's model; set threads and determinism of this process.
+
+        Raises:
+            CheckpointError: when the baseline is damaged.
+            DataError: when the windows are.
+        """
+        model, place = model_of(ctx)
+        prepare_process(ctx.settings.determinism)
+        baseline = open_baseline(place)
+        where = Placement.choose(model.devices, _main_dtype(baseline))
+        return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
+
+    def load(self, checkpoint: CheckpointLike) -> tuple[Any, LoadingReport]:
+        """Build the model of a checkpoint where the plan wants it.
+
+        Raises:
+            OutOfMemory: when it does not fit.
+        """
+        with memory_errors(self.batch):
+            return load_model(checkpoint, dtype=self.where.dtype, device=self.where.device)
+
+    def load_baseline(self) -> Any:
+        """The baseline's model.
+
+        Raises:
+            CheckpointError: when loading it leaves a parameter to chance.
+            OutOfMemory: when it does not fit.
+        """
+        model, loading = self.load(self.baseline)
+        if loading.unexplained:
+            raise CheckpointError(
+                f"baseline {self.plan.id} does not load cleanly: {loading.unexplained[0]} "
+                f"({len(loading.unexplained)} such keys)",
+                "give a complete checkpoint of this architecture",
+            )
+        return model
+
+    def score(self, model: Any, run: RunWindows) -> list[float]:
+        """Sums of negative log-likelihoods of a run's windows, nats, in schedule order."""
+        return score_windows(model, self.windows.run_tokens(run), self.batch)
+
+    def contract(self, model: Any) -> Compute:
+        """The compute contract of a loaded model."""
+        return contract_of(model, self.batch)
+
+    def expects(self, compute: Compute) -> bool:
+        """Whether losses computed that way are what this process would compute, as far as is known before loading."""
+        mine = (self.where.label, self.where.dtype_name, self.batch)
+        return (compute.device, compute.dtype, compute.batch) == mine
+
+    def records(
+        self,
+        run: RunWindows,
+        sums: Iterable[float],
+        compute: Compute,
+        checkpoint_digest: str,
+        scenario: str | None = None,
+        failure: str | None = None,
+    ) -> WindowRecords:
+        """The raw numbers of one run; without a scenario, of the baseline."""
+        keys = [(i, arm, window_digest(self.windows.tokens[i])) for i, arm in run.in_order()]
+        return WindowRecords(
+            model=self.plan.name,
+            side="baseline" if scenario is None else "subject",
+            scenario=scenario,
+            run=run.run,
+            seed=run.seed,
+            windows_digest=self.windows.run_digest(run),
+            checkpoint_digest=checkpoint_digest,
+            compute=compute,
+            versions=versions(),
+            windows=window_losses(keys, sums, self.windows.seq_len, failure=failure),
+        )
+
+    def found_records(self, file: Path, run: RunWindows, checkpoint_digest: str) -> WindowRecords | None:
+        """Records on disk when they are of this run's windows and this checkpoint, else None."""
+        try:
+            found = WindowRecords.parse(file.read_bytes(), str(file))
+        except (OSError, EvidenceError):
+            return None
+        same = (self.windows.run_digest(run), checkpoint_digest)
+        return found if (found.windows_digest, found.checkpoint_digest) == same else None
+
+
+def model_of(ctx: StepContext) -> tuple[ModelPlan, ModelDir]:
+    """The model of a model step and its place in the run directory."""
+    if ctx.step.model is None:
+        raise BrokenContract(f"step {ctx.step.id} has no model")
+    model = ctx.plan.model(ctx.step.model)
+    return model, ctx.run.model(model.name)
+
+
+def records_bytes(records: WindowRecords) -> bytes:
+    """The content of records.json."""
+    return pretty_json(records.to_json())
+
+
+def set_aside(ctx: StepContext, path: Path) -> None:
+    """Move what an unfinished attempt left, and nothing vouches for, below archive/."""
+    log.info("%s is left over and moves to archive/", path.relative_to(ctx.run.root))
+    target = ctx.run.archive / ctx.step.id / f"stale-{uuid.uuid4().hex[:8]}"
+    target.mkdir(parents=True)
+    shutil.move(path, target / path.name)
+
+
+def _main_dtype(checkpoint: CheckpointLike) -> str:
+    """Type of the largest tensor, as safetensors names it."""
+    infos = (checkpoint.info(name) for name in checkpoint.names())
+    return max(infos, key=lambda info: info.nbytes).dtype
