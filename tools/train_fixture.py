@@ -193,9 +193,7 @@ def perplexity(directory: Path, ids: np.ndarray, window: int) -> tuple[float, in
 
 def build(text_dir: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, save and describe; returns what digests.json says."""
-    torch.set_num_threads(1)  # sums in one order, whatever the machine
     torch.manual_seed(recipe.seed)
-    torch.use_deterministic_algorithms(True)
     training, evaluation = split(text_dir, recipe)
     texts = [path.read_text(encoding="utf-8") for path in training]
     tokenizer = train_tokenizer(texts, recipe)
@@ -235,6 +233,8 @@ def main() -> None:
     parser.add_argument("text_dir", type=Path, nargs="?", help="speeches (default: fetch them)")
     parser.add_argument("out_dir", type=Path, nargs="?", default=fixture_root(), help="replaced (default: %(default)s)")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.use_deterministic_algorithms(True)
     fresh = arguments.out_dir.with_name(f"{arguments.out_dir.name}.new")
     with publishing(fresh) as part, tempfile.TemporaryDirectory() as scratch:
         text_dir = arguments.text_dir or Path(scratch) / "speeches"
