@@ -33,6 +33,8 @@ from evpack.settings_types import (
     timeouts,
 )
 
+__all__ = ["Settings", "Var", "given_fields", "peek_suite", "resolve", "variables"]
+
 _TIMEOUT_PREFIX = "TASK_TIMEOUT_"
 
 

@@ -1,0 +1,38 @@
+"""docs/tuning.md says what the model says, and covers the reference's variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evpack.settings import variables
+from evpack.settings_docs import tuning_page
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = Path(__file__).with_name("reference_variables.txt").read_text().split()
+
+
+def test_page_is_current() -> None:
+    assert (ROOT / "docs" / "tuning.md").read_text() == tuning_page(), "run `evpack settings docs > docs/tuning.md`"
+
+
+def test_every_variable_of_the_reference_is_a_setting() -> None:
+    known = {name for _, var, _ in variables() for name in var.names}
+    assert len(REFERENCE) > 70 and set(REFERENCE) <= known
+
+
+def test_every_variable_is_on_the_page() -> None:
+    page = tuning_page()
+    assert [name for name in REFERENCE if f"`{name}`" not in page] == []
+
+
+def test_no_variable_sets_two_settings() -> None:
+    names = [name for _, var, _ in variables() for name in var.names]
+    assert len(names) == len(set(names))
+
+
+def test_fields_are_named_after_their_variables() -> None:
+    for field, var, _ in variables():
+        if field in ("task_timeouts", "resume_mode"):
+            continue
+        stems = {name.removeprefix("PACK_").removeprefix("INVARLOCK_").lower() for name in var.names}
+        assert field in stems | {f"pack_{stem}" for stem in stems}, field
