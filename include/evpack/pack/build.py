@@ -27,7 +27,6 @@ from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Trust
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
-from evpack.settings import Settings
 
 _REPEATS = "results/determinism_repeats.json"
 
@@ -79,7 +78,6 @@ def build(run: RunDir, *, key: Path | None, out: Path | None = None, html: bool 
     target = (out or run.pack).absolute()
     plan = load_plan(run)
     files = collect(run, plan)
-    settings = Settings.parse(files[layout.SETTINGS])
     result = recheck(files)
     if result.errors:
         more = f" (and {len(result.errors) - 1} more)" if len(result.errors) > 1 else ""
@@ -88,7 +86,7 @@ def build(run: RunDir, *, key: Path | None, out: Path | None = None, html: bool 
             "clear the step that made it, so that it is redone",
         )
     warnings = list(result.warnings)
-    files[layout.VERIFICATION] = pretty_json(result.summary(settings.verify_profile))
+    files[layout.VERIFICATION] = pretty_json(result.summary())
     files[layout.ENVIRONMENT] = pretty_json(provenance.environment())
     if html:
         warnings += _add_page(files, plan)
@@ -100,7 +98,7 @@ def build(run: RunDir, *, key: Path | None, out: Path | None = None, html: bool 
             return BuiltPack(target, _digest(before), signer, level, True, None, tuple(warnings))
         aside = _free_name(target, utc_now()) if before is not None else None
         supersedes = {"name": aside, "manifest_digest": _digest(before)} if before is not None and aside else None
-        _seal(files, _facts(run, plan, settings, files, result, level, signer, supersedes), private)
+        _seal(files, _facts(run, files, result, level, signer, supersedes), private)
         _publish(target, files, aside, directory)
     digest = f"sha256:{sha256_bytes(files[layout.MANIFEST])}"
     return BuiltPack(target, digest, signer, level, False, aside, tuple(warnings))
@@ -120,8 +118,6 @@ def _seal(files: dict[str, bytes], facts: manifest.Facts, key: Ed25519PrivateKey
 
 def _facts(
     run: RunDir,
-    plan: CampaignPlan,
-    settings: Settings,
     files: dict[str, bytes],
     result: Recheck,
     level: manifest.EvidenceLevel,
@@ -129,17 +125,17 @@ def _facts(
     supersedes: dict[str, str] | None,
 ) -> manifest.Facts:
     parameters = ("tier", "profile", "dataset", "seq_len", "preview_windows", "final_windows", "guards_order")
+    plan, settings = result.plan, result.settings
     frozen = settings.to_json()
     return manifest.Facts(
         generated_at=utc_now(),
-        suite=plan.suite,
+        plan=plan,
         online=settings.net,
         level=level,
         determinism=settings.determinism,
         repeats=settings.repeats,
         determinism_repeats=parse_json(files[_REPEATS], _REPEATS) if _REPEATS in files else None,
         label=run.root.name,
-        models=tuple((model.id, model.source.revision) for model in plan.models),
         parameters={
             **{name: frozen[name] for name in parameters},
             "settings_digest": f"sha256:{plan.settings_digest}",
@@ -147,7 +143,7 @@ def _facts(
         },
         source=provenance.check_source_repo(files[layout.SOURCE], layout.SOURCE),
         environment=parse_json(files[layout.ENVIRONMENT], layout.ENVIRONMENT),
-        verification=result.summary(settings.verify_profile),
+        verification=result.summary(),
         fingerprint=signer,
         supersedes=supersedes,
     )

@@ -16,6 +16,7 @@ from evpack import __version__
 from evpack.errors import EvidenceError
 from evpack.files import Json, parse_json, sha256_bytes
 from evpack.pack import layout
+from evpack.plan.model import CampaignPlan
 
 FORMAT = "evidence-pack-v1"
 MAX_MANIFEST_BYTES = 32 << 20
@@ -55,7 +56,7 @@ class Facts:
     """What the manifest says beyond digests; all of it also stands in packed files."""
 
     generated_at: str
-    suite: str
+    plan: CampaignPlan
     online: bool
     level: EvidenceLevel
     determinism: str
@@ -63,8 +64,6 @@ class Facts:
     determinism_repeats: Json
     label: str
     """Name of the run directory, without its path."""
-    models: tuple[tuple[str, str | None], ...]
-    """Id and pinned revision."""
     parameters: dict[str, Json]
     source: dict[str, Json]
     environment: dict[str, Json]
@@ -94,7 +93,7 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
         "checksums_sha256": layout.CHECKSUMS,
         "checksums_sha256_digest": sha256_bytes(checksums),
         "generated_at": facts.generated_at,
-        "suite": facts.suite,
+        **restated(facts.plan, facts.verification),
         "network_mode": "online" if facts.online else "offline",
         "evidence_level": facts.level,
         "determinism": facts.determinism,
@@ -108,20 +107,30 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
             "parameters": facts.parameters,
         },
         "environment": {**facts.environment, **_reference(layout.ENVIRONMENT, digests)},
-        "model_list": sorted(id_ for id_, _ in facts.models),
-        "models": [{"model_id": id_, "revision": revision} for id_, revision in sorted(facts.models)],
         "artifacts": sorted(digests),
         "materials": [
             {"name": name, **_reference(path, digests)} for name, path in materials.items() if path in digests
         ],
-        "model_licenses": {id_: MODEL_LICENSES[id_] for id_, _ in facts.models if id_ in MODEL_LICENSES},
-        "verification": facts.verification,
+        "model_licenses": {
+            model.id: MODEL_LICENSES[model.id] for model in facts.plan.models if model.id in MODEL_LICENSES
+        },
     }
     if facts.fingerprint:
         value["signing_key_fingerprint"] = facts.fingerprint
     if facts.supersedes:
         value["supersedes"] = facts.supersedes
     return value
+
+
+def restated(plan: CampaignPlan, verification: Json) -> dict[str, Json]:
+    """What a manifest repeats from packed files for readers' convenience; a verifier holds it against them."""
+    models = sorted(plan.models, key=lambda model: model.id)
+    return {
+        "suite": plan.suite,
+        "model_list": [model.id for model in models],
+        "models": [{"model_id": model.id, "revision": model.source.revision} for model in models],
+        "verification": verification,
+    }
 
 
 def parse(data: bytes) -> dict[str, Any]:

@@ -26,14 +26,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evpack.catalog.policy import Policy
-from evpack.errors import EvidenceError
-from evpack.files import sha256_bytes
+from evpack.errors import EvpackError
+from evpack.files import canonical_json, parse_json, sha256_bytes
 from evpack.pack import checksums, inventory, layout, manifest, signature
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Authenticity, Trust
 
 FORMAT_VERSION = "evidence-pack-verify-v1"
 T = TypeVar("T")
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What code raises on values that a schema let through; in a verifier that is the pack's fault, not a crash."""
 
 
 class VerifyExit(IntEnum):
@@ -113,9 +115,11 @@ class _State:
         """The action's value, or None and a finding when it refuses its input."""
         try:
             return action()
-        except EvidenceError as error:
+        except EvpackError as error:
             self.add(code, error.what)
-            return None
+        except _MALFORMED as error:
+            self.add(code, f"content of an unexpected form ({type(error).__name__}: {error})")
+        return None
 
 
 def verify_pack(
@@ -163,8 +167,8 @@ def verify_files(
         state.add(VerifyExit.INTEGRITY, problem)
     _integrity(files, document, state)
     result = None
-    if document is not None and not any(finding.code != VerifyExit.SIGNATURE for finding in state.findings):
-        result = _evidence(files, document, policy, state)
+    if document is not None and not state.findings:  # bytes that nobody sealed are not worth interpreting
+        result = state.attempt(VerifyExit.EVIDENCE, lambda: _evidence(files, document, policy, state))
     unproven = VerifyExit.OK if authenticity == "pinned" else VerifyExit.UNPINNED
     code = min((finding.code for finding in state.findings), default=unproven)
     return Verification(
@@ -250,15 +254,18 @@ def _integrity(files: Mapping[str, bytes], document: Mapping[str, Any] | None, s
         broken(f"{layout.MANIFEST}: artifacts is not the list of packed files")
 
 
-def _evidence(
-    files: Mapping[str, bytes], document: Mapping[str, Any], policy: Policy | None, state: _State
-) -> Recheck | None:
-    result = state.attempt(VerifyExit.EVIDENCE, lambda: recheck(files, policy))
-    if result is None:
-        return None
+def _evidence(files: Mapping[str, bytes], document: Mapping[str, Any], policy: Policy | None, state: _State) -> Recheck:
+    result = recheck(files, policy)
     for text in result.errors:
         state.add(VerifyExit.EVIDENCE, text)
     state.warnings += result.warnings
+    expected = manifest.restated(result.plan, result.summary())
+    for key in sorted(expected.keys() & document.keys()):
+        if canonical_json(document[key]) != canonical_json(expected[key]):
+            state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST}: {key} is not what the packed files say")
+    name = layout.VERIFICATION
+    if name not in files or parse_json(files[name], name) != result.summary():
+        state.add(VerifyExit.EVIDENCE, f"{name}: not the counts that recomputing gives")
     claimed, earned = document.get("evidence_level"), result.level(files)
     if claimed is not None and manifest.LEVELS.index(claimed) > manifest.LEVELS.index(earned):
         state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")
