@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evpack.errors import BadInput
 from evpack.rundir import checked_id
 
 
@@ -146,7 +147,10 @@ class Manifest(_Part):
 
 
 def _check(scenario: Scenario) -> None:
-    checked_id(scenario.id, "scenario")
+    try:
+        checked_id(scenario.id, "scenario")
+    except BadInput as error:
+        raise ValueError(error.what) from error
     if scenario.id in RESERVED_IDS:
         raise ValueError(f"scenario id {scenario.id!r} is reserved")
     made = scenario.generation.version if isinstance(scenario.generation, EditGeneration) else None
