@@ -165,7 +165,7 @@ def _model(source: Source, devices: Devices, settings: Settings) -> ModelPlan:
         label=source.id.rsplit("/", 1)[-1],
         name=model_name(source.id),
         source=source.source,
-        weights_gb=source.weights_gb,
+        weights_gb=round(source.weights_gb, 3),
         devices=count,
         lane=lane_of(count, source.weights_gb).id,
         batch=settings.eval_batch,

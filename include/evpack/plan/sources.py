@@ -70,7 +70,7 @@ def open_source(model: SuiteModel, settings: Settings, home: Home, now: str, pin
         id=model.id,
         source=source,
         directory=directory,
-        weights_gb=round(sum(path.stat().st_size for path in shards) / GB, 3),
+        weights_gb=sum(path.stat().st_size for path in shards) / GB,
         largest_tensor_gb=max(_largest_tensor(path) for path in shards) / GB,
         vocab=vocab,
         pin=pin,

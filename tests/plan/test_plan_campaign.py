@@ -1,0 +1,347 @@
+"""Plans: the graph, the files of state/, resume, and everything that is refused before a byte is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evpack.catalog.policy import Policy
+from evpack.catalog.scenarios import Manifest
+from evpack.errors import BadInput, MissingFile
+from evpack.files import read_json
+from evpack.home import Home
+from evpack.plan.campaign import build_plan, plan_campaign
+from evpack.plan.memory import Devices
+from evpack.plan.model import CampaignPlan, StepType, load_plan
+from evpack.rundir import RunDir
+from evpack.settings import Settings
+
+NOW = "2026-11-23T12:00:00Z"
+REPO = {"commit": "0" * 40}
+
+MakeSettings = Callable[..., Settings]
+MakeModel = Callable[..., Path]
+
+
+def accept(settings: Settings, checkpoints: Any) -> None:
+    """A text check that finds nothing wrong."""
+
+
+def make_plan(run: RunDir, settings: Settings, home: Home, **options: Any) -> CampaignPlan:
+    return plan_campaign(run, settings, home, source_repo=REPO, **{"check_source": accept, **options})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+def test_steps_of_one_model(make_settings: MakeSettings, home: Home) -> None:
+    plan = build_plan(make_settings(), home, NOW).plan
+    assert len(plan.steps) == 3 + 2 * 5 + 3
+    assert plan.step("tiny.calibrate").runs == (1, 2, 3)
+    assert plan.step("tiny.derive_preset").needs == ("tiny.calibrate",)
+    evaluate = plan.step("tiny.quant_8bit_clean.evaluate")
+    assert evaluate.runs == (1, 2, 3) and evaluate.edit is None
+    assert evaluate.needs == ("tiny.quant_8bit_clean.create", "tiny.derive_preset")
+    assert plan.step("tiny.prune_50pct_stress.evaluate").runs == (1, 2)
+    assert plan.step("tiny.nan_injection.evaluate").runs == (1,)
+    assert plan.step("tiny.nan_injection.create").edit is None
+    assert plan.step("compile_verdict").needs == ()
+    assert plan.step("verify_pack").needs == ("build_pack",)
+
+
+def test_edits_are_resolved_in_the_plan(make_settings: MakeSettings, home: Home) -> None:
+    plan = build_plan(make_settings(), home, NOW).plan
+    clean, stress = (plan.step(f"tiny.{name}.create").edit for name in ("quant_8bit_clean", "prune_50pct_stress"))
+    assert clean is not None and (clean.bits, clean.group_size, clean.scope) == (8, 0, "ffn")
+    assert stress is not None and (stress.sparsity, stress.scope, stress.edit_dir_name) == (
+        0.5,
+        "all",
+        "prune_50pct_stress",
+    )
+
+
+def test_needs_come_before_those_who_need_them(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    plan = build_plan(make_settings(models=[str(make_model("a", 64)), str(make_model("b"))]), home, NOW).plan
+    seen: set[str] = set()
+    for step in plan.steps:
+        assert set(step.needs) <= seen
+        seen.add(step.id)
+    assert len(seen) == len(plan.steps) == 2 * 13 + 3
+
+
+@pytest.mark.parametrize(("order", "names"), [("small_first", ["b", "c", "a"]), ("large_first", ["a", "b", "c"])])
+def test_order_of_models(
+    order: str, names: list[str], make_settings: MakeSettings, make_model: MakeModel, home: Home
+) -> None:
+    models = [str(make_model(name, rows)) for name, rows in (("a", 4096), ("c", 64), ("b", 64))]
+    plan = build_plan(make_settings(models=models, order=order), home, NOW).plan
+    assert [model.name for model in plan.models] == names
+
+
+def test_counts_follow_the_settings(make_settings: MakeSettings, home: Home, tmp_path: Path) -> None:
+    base = {"models": make_settings().models}
+    plan = build_plan(make_settings(**base, run_error_injection=False, clean_edit_runs=1), home, NOW).plan
+    assert [scenario.category.value for scenario in plan.scenarios] == ["clean", "clean", "stress"]
+    assert plan.step("tiny.prune_12pct_clean.evaluate").runs == (1,)
+    only = build_plan(make_settings(**base, scenarios="nan_injection", tuned_edit_params_file=None), home, NOW).plan
+    assert [scenario.id for scenario in only.scenarios] == ["nan_injection"]
+
+
+def test_time_limits_by_reference_name(make_settings: MakeSettings, home: Home) -> None:
+    limits = {"CREATE_ERROR": 5, "CREATE_EDIT": 6, "CALIBRATION_RUN": 0}
+    plan = build_plan(make_settings(task_timeouts=limits, task_timeout_default=9), home, NOW).plan
+    shown = {
+        name: plan.step(name).timeout_s
+        for name in ("tiny.nan_injection.create", "tiny.prune_12pct_clean.create", "tiny.calibrate", "build_pack")
+    }
+    assert list(shown.values()) == [5, 6, None, 9]
+
+
+def test_devices_decide_the_lane(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings()
+    assert build_plan(settings, home, NOW, Devices(0)).plan.models[0].lane == "cpu_s"
+    plan = build_plan(settings, home, NOW, Devices(2, 80)).plan
+    assert (plan.models[0].lane, plan.models[0].devices) == ("gpu1_s", 1)
+    assert {step.lane for step in plan.steps if step.model} == {"gpu1_s"}
+
+
+def test_facts_of_a_local_model(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    directory = make_model("two", rows=1024, shards=2)
+    settings = make_settings(models=[str(directory)])
+    draft = build_plan(settings, home, NOW)
+    model = draft.plan.models[0]
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    assert model.weights_gb == round(size / 1e9, 3) and model.source.path == str(directory)
+    assert draft.space[0].errors_gb == pytest.approx(2 * 1024 * 4 * 4 / 1e9)  # two injections into one tensor each
+    assert draft.checkpoints == (directory,)
+    before = model.source.revision
+    (directory / "config.json").write_text(json.dumps({"vocab_size": 33}))
+    assert build_plan(settings, home, NOW).plan.models[0].source.revision != before
+
+
+def test_same_input_same_plan(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings()
+    assert build_plan(settings, home, NOW) == build_plan(settings, home, NOW)
+
+
+# --- hub models ------------------------------------------------------------------------------------------------------
+def pin(home: Home, model: str, **entry: Any) -> None:
+    home.root.mkdir(parents=True, exist_ok=True)
+    home.model_revisions.write_text(json.dumps({"models": {model: entry}}))
+
+
+def test_hub_model_in_the_cache(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    pin(home, "org/Model-1", revision="abc123", gated=False)
+    snapshot = home.hf / "hub" / "models--org--Model-1" / "snapshots" / "abc123"
+    snapshot.parent.mkdir(parents=True)
+    make_model("cached").rename(snapshot)
+    draft = build_plan(make_settings(models=["org/Model-1"]), home, NOW)
+    model = draft.plan.models[0]
+    assert (model.source.kind, model.source.revision, model.label) == ("hub", "abc123", "Model-1")
+    assert draft.documents["model_revisions.json"]["models"]["org/Model-1"]["revision"] == "abc123"
+
+
+def test_hub_models_that_cannot_be_used(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings(models=["org/m"])
+    with pytest.raises(BadInput, match="requires a pinned revision"):
+        build_plan(settings, home, NOW)
+    pin(home, "org/m", revision="../..")
+    with pytest.raises(BadInput, match="requires a pinned revision"):
+        build_plan(settings, home, NOW)
+    pin(home, "org/m", revision="abc")
+    with pytest.raises(BadInput, match="not in the cache"):
+        build_plan(settings, home, NOW)
+    pin(home, "org/m", revision="abc", gated=True)
+    with pytest.raises(BadInput, match="gated"):
+        build_plan(settings, home, NOW)
+    with pytest.raises(MissingFile, match="pins"):
+        build_plan(make_settings(models=["org/m"], model_revisions_file="/no/pins.json"), home, NOW)
+
+
+# --- state/ ----------------------------------------------------------------------------------------------------------
+def test_state_files(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings()
+    plan = make_plan(run, settings, home)
+    assert load_plan(run) == plan
+    assert Settings.parse(run.settings.read_bytes()) == settings
+    assert plan.settings_digest == settings.digest()
+    assert Manifest.model_validate(read_json(run.scenarios)).scenarios == plan.scenarios
+    assert Policy.parse(run.policy.read_bytes()).profile == "small"
+    assert read_json(run.source_repo) == REPO
+    assert read_json(run.tuned_edit_params)["defaults"]["quant_rtn"]["bits"] == 8
+    pins = read_json(run.model_revisions)
+    assert pins["model_list"] == ["tiny"]
+    assert pins["models"]["tiny"]["revision"] == plan.models[0].source.revision
+    assert sorted(path.name for path in run.root.iterdir()) == ["state"]
+
+
+def test_a_killed_plan_is_made_again(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings()
+    make_plan(run, settings, home)
+    run.plan.unlink()
+    assert make_plan(run, settings, home).steps
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+def test_resume_keeps_the_plan(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings(seq_len=64)
+    first = make_plan(run, settings, home)
+    before = run.plan.read_bytes()
+    assert make_plan(run, Settings(resume=str(run.root)), home, given={"resume"}) == first
+    assert make_plan(run, settings, home, given={"seq_len"}) == first
+    assert run.plan.read_bytes() == before
+
+
+def test_resume_refuses_what_contradicts(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings(seq_len=64)
+    make_plan(run, settings, home)
+    with pytest.raises(BadInput, match="seq_len=64; 128"):
+        make_plan(run, settings.model_copy(update={"seq_len": 128}), home, given={"seq_len"})
+    with pytest.raises(BadInput, match="RESUME_MODE"):
+        make_plan(run, settings.model_copy(update={"resume_mode": False}), home)
+
+
+def test_resume_of_nothing(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    with pytest.raises(BadInput, match="no plan to resume"):
+        make_plan(run, make_settings(resume=str(run.root)), home)
+    assert not run.root.exists()
+
+
+def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings()
+    make_plan(run, settings, home)
+    run.settings.write_text(json.dumps({**settings.to_json(), "seq_len": 99}))
+    with pytest.raises(BadInput, match="changed after planning"):
+        make_plan(run, settings, home)
+
+
+# --- refused before anything is written ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"suite": "nope"}, "unknown suite 'nope'"),
+        ({"scenarios": "quant_3bit"}, "unknown scenario 'quant_3bit'"),
+        ({"models": ["/no/such/model"]}, "/no/such/model"),
+        ({"dataset": "wikitext2"}, "INVARLOCK_DATASET=wikitext2"),
+        ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle, spectral"),
+        ({"baseline_storage_mode": "save_pretrained"}, "PACK_BASELINE_STORAGE_MODE=save_pretrained"),
+        ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
+        ({"repeats": 2}, "PACK_REPEATS=2"),
+        ({"use_batch_edits": True}, "PACK_USE_BATCH_EDITS=True"),
+        ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
+        ({"calibration_preset_file": "/p.yaml"}, "calibration_preset_file"),
+        ({"drift_calibration_runs": 0}, "DRIFT_CALIBRATION_RUNS=0"),
+        ({"tuned_edit_params_file": "/no/tuned.json"}, "/no/tuned.json"),
+        ({"min_free_disk_gb": 1e9}, "no disk space"),
+    ],
+)
+def test_bad_input(params: dict[str, Any], said: str, make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings(**params)
+    with pytest.raises(BadInput) as caught:
+        make_plan(run, settings, home)
+    assert said in caught.value.what and caught.value.mend
+    assert not run.root.exists()
+
+
+def test_full_manifest_names_what_cannot_be_made(make_settings: MakeSettings, home: Home) -> None:
+    with pytest.raises(BadInput, match=r"svd_rank32_stress \(lowrank_svd\)") as caught:
+        build_plan(make_settings(suite="subset"), home, NOW)
+    assert "rank_collapse (rank_collapse)" in caught.value.what and "nan_injection" not in caught.value.what
+
+
+def test_wrong_edit_spec(make_settings: MakeSettings, home: Home, tmp_path: Path) -> None:
+    value = json.loads((Path(__file__).parents[2] / "include/evpack/catalog/data/scenarios_core.json").read_text())
+    value["scenarios"][2]["generation"]["edit_spec"] = "magnitude_prune:1.5:all"
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(BadInput, match="invalid_prune_sparsity"):
+        build_plan(make_settings(scenarios=str(path)), home, NOW)
+
+
+def test_missing_tuned_parameters_are_listed(
+    make_settings: MakeSettings, make_model: MakeModel, home: Home, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "own.json"
+    tuned.write_text(json.dumps({"models": {"tiny": {"quant_rtn": {"status": "skipped", "reason": "x"}}}}))
+    settings = make_settings(tuned_edit_params_file=str(tuned))
+    with pytest.raises(BadInput, match="tiny:quant_rtn:skipped, tiny:magnitude_prune:missing"):
+        build_plan(settings, home, NOW)
+    assert build_plan(settings.model_copy(update={"clean_edit_runs": 0}), home, NOW).plan.steps
+
+
+def test_models_that_are_no_checkpoints(
+    make_settings: MakeSettings, make_model: MakeModel, home: Home, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = {
+        str(empty): "config.json",
+        str(make_model("novocab", config={})): "vocab_size",
+        str(make_model("noshards", shards=0)): "safetensors",
+    }
+    for path, said in cases.items():
+        with pytest.raises(BadInput, match=said):
+            build_plan(make_settings(models=[path]), home, NOW)
+
+
+def test_a_truncated_shard_is_left_to_the_models_own_steps(
+    make_settings: MakeSettings, make_model: MakeModel, home: Home
+) -> None:
+    directory = make_model("cut")
+    shard = directory / "model-0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:20])
+    assert build_plan(make_settings(models=[str(directory)]), home, NOW).plan.models[0].name == "cut"
+
+
+def test_models_of_one_name(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    models = [str(make_model("m.1")), str(make_model("M1"))]
+    with pytest.raises(BadInput, match="both be stored as 'm1'"):
+        build_plan(make_settings(models=models), home, NOW)
+
+
+def test_a_model_named_like_a_state_directory(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    with pytest.raises(BadInput, match="reserved"):
+        build_plan(make_settings(models=[str(make_model("state"))]), home, NOW)
+
+
+def test_directory_that_holds_something_else(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    run.root.mkdir()
+    (run.root / "thesis.tex").write_text("x")
+    with pytest.raises(BadInput, match=r"thesis\.tex"):
+        make_plan(run, make_settings(), home)
+    assert [path.name for path in run.root.iterdir()] == ["thesis.tex"]
+
+
+def test_directory_that_cannot_be_made(make_settings: MakeSettings, home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadInput, match="cannot be written"):
+        make_plan(RunDir(tmp_path / "file" / "run"), make_settings(), home)
+
+
+def test_signing_key_that_is_not_there(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    settings = make_settings().model_copy(update={"signing_key": "/no/key.pem"})
+    with pytest.raises(MissingFile, match="PACK_SIGNING_KEY"):
+        make_plan(run, settings, home)
+
+
+def test_text_is_checked_before_anything_is_written(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
+    def refuse(settings: Settings, checkpoints: Any) -> None:
+        assert [path.name for path in checkpoints] == ["tiny"]
+        raise BadInput("too short")
+
+    with pytest.raises(BadInput, match="too short"):
+        make_plan(run, make_settings(), home, check_source=refuse)
+    assert not run.root.exists()
+
+
+def test_large_campaigns_are_planned_whole(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
+    models = [str(make_model(f"m{index}")) for index in range(64)]
+    plan = build_plan(make_settings(models=models), home, NOW).plan
+    assert len(plan.steps_of(StepType.EVALUATE)) == 64 * 5

@@ -1,0 +1,104 @@
+"""Devices per model, and disk space: the reference's worked examples among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evpack.errors import BadInput
+from evpack.plan import memory
+from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb
+from evpack.plan.memory import Devices, devices_needed, host_devices, scoring_gb
+from evpack.settings import resolve
+
+
+def settings(**params: Any) -> Any:
+    return resolve(params, {}, {}, {})
+
+
+def test_logits_of_the_real_batch_are_planned() -> None:
+    # 32 windows x 512 tokens x 32,000 words x 4 bytes = 2.097 GB; overhead 6 GB
+    assert scoring_gb(14.0, 32_000, settings()) == pytest.approx(14 + 2.097152 + 6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "vocab", "devices", "expected"),
+    [
+        (14, 32_000, Devices(1, 80), 1),
+        (68, 64_000, Devices(8, 80), 2),  # 78.2 GB against 0.92 x 80
+        (144, 152_000, Devices(8, 80), 4),  # 160 GB: three devices, so the lane of four
+        (0.3, 49_152, Devices(0), 0),
+        (14, 32_000, Devices(8, 12), 4),
+    ],
+)
+def test_devices_needed(weights: float, vocab: int, devices: Devices, expected: int) -> None:
+    assert devices_needed("m", weights, vocab, devices, settings()) == expected
+
+
+@pytest.mark.parametrize("devices", [Devices(1, 80), Devices(2, 80), Devices(3, 70), Devices(8, 0)])
+def test_a_model_that_does_not_fit_is_refused(devices: Devices) -> None:
+    with pytest.raises(BadInput, match="a/big does not fit"):
+        devices_needed("a/big", 144, 152_000, devices, settings())
+
+
+@given(st.floats(0.1, 500), st.floats(0.1, 500), st.sampled_from([1, 2, 4, 8]))
+def test_more_weights_never_need_fewer_devices(a: float, b: float, count: int) -> None:
+    def need(weights: float) -> int:
+        try:
+            return devices_needed("m", weights, 32_000, Devices(count, 80), settings())
+        except BadInput:
+            return 99
+
+    small, large = sorted((a, b))
+    assert need(small) <= need(large)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, Devices(4, 24)),
+        ({"num_gpus": 2}, Devices(2, 24)),
+        ({"num_gpus": 0}, Devices(0)),
+        ({"num_gpus": 9, "gpu_memory_gb": 20}, Devices(4, 20)),
+        ({"gpu_memory_gb": 20, "gpu_memory_per_device": 18}, Devices(4, 18)),
+        ({"cuda_visible_devices": "1,3"}, Devices(2, 48)),
+        ({"gpu_id_list": "0,7"}, Devices(1, 80)),
+        ({"cuda_visible_devices": "GPU-8f2a"}, Devices(1, 24)),
+        ({"cuda_visible_devices": "-1"}, Devices(0)),
+    ],
+)
+def test_device_pool(params: dict[str, Any], expected: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "detect_devices", lambda: [80.0, 48.0, 24.0, 80.0])
+    assert host_devices(settings(**params)) == expected
+
+
+def test_hidden_devices_and_hosts_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "detect_devices", lambda: [80.0])
+    assert host_devices(resolve({}, {}, {"CUDA_VISIBLE_DEVICES": ""}, {})) == Devices(0)
+    monkeypatch.setattr(memory, "detect_devices", list)
+    assert host_devices(settings(num_gpus=8, gpu_memory_gb=80)) == Devices(0)
+    assert host_devices(settings(cuda_visible_devices="0,1")) == Devices(0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "hub_copy", "expected"),
+    [("snapshot_symlink", True, 42), ("snapshot_symlink", False, 28), ("snapshot_copy", True, 56)],
+)
+def test_worked_examples_of_disk_space(mode: str, hub_copy: bool, expected: float) -> None:
+    model = ModelSpace(14, hub_copy, edits_gb=14, errors_gb=14)
+    assert required_gb([model], settings(baseline_storage_mode=mode, min_free_disk_gb=0)) == expected
+    assert required_gb([model, model], settings(baseline_storage_mode=mode)) == 2 * expected + 200
+
+
+def test_disk_preflight(tmp_path: Path) -> None:
+    model = ModelSpace(1e9, False, 0, 0)
+    huge = settings(baseline_storage_mode="snapshot_copy", min_free_disk_gb=0)
+    with pytest.raises(BadInput, match="no disk space"):
+        check_space(tmp_path / "a" / "b", [model], huge)
+    check_space(tmp_path, [model], huge.model_copy(update={"skip_disk_preflight": True}))
+    check_space(tmp_path, [], huge)
+    assert existing_parent(tmp_path / "a" / "b") == tmp_path
