@@ -60,8 +60,11 @@ class Policy(BaseModel):
         Raises:
             EvidenceError: when it is malformed, lacks a key, knows one too many, or holds an impossible value.
         """
+        value = parse_json(data, name)
+        if isinstance(value, dict):
+            value.setdefault("schema", None)  # the default is for those who make a policy, not for files
         try:
-            policy = cls.model_validate(parse_json(data, name))
+            policy = cls.model_validate(value)
         except ValidationError as error:
             raise EvidenceError(f"{name}: {_first(error)}") from error
         policy._check(name)

@@ -93,8 +93,10 @@ class WindowRecords(_Strict):
             EvidenceError: naming the document, the place and the fault.
         """
         value = parse_json(data, name)
-        if isinstance(value, dict) and isinstance(value.get("windows"), list):
-            value = {**value, "windows": tuple(value["windows"])}
+        if isinstance(value, dict):
+            value.setdefault("schema", None)  # the default is for those who make records, not for files
+            if isinstance(value.get("windows"), list):
+                value["windows"] = tuple(value["windows"])
         try:
             return cls.model_validate(value)
         except ValidationError as error:
