@@ -23,6 +23,9 @@ from evpack.home import Home
 PROJECT_ENV = "EVPACK_PROJECT"
 """Directory that holds dags/ and plugins/, when they do not stand beside the package."""
 
+CAMPAIGN_DAG = "evidence_campaign"
+NIGHTLY_DAG = "evidence_nightly"
+
 USER = "admin"
 HOST = "127.0.0.1"
 

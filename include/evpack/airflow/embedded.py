@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,10 @@ class RunningAirflow:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     """Their sessions, as embedded.json holds them."""
 
+    def runs(self) -> bool:
+        """Whether every component we started still runs."""
+        return all(process.poll() is None for process in self.ours.values())
+
     def check(self) -> None:
         """Look whether the components we started still run.
 
@@ -87,12 +91,33 @@ def running(deployment: Deployment, say: Say, *, up: bool = False) -> Iterator[R
     if attached is not None:
         yield RunningAirflow(attached, deployment)
         return
+    with _stopping(deployment, lock, say) as airflow:
+        _start(airflow, say, up)
+        yield airflow
+
+
+@contextmanager
+def dags_test(deployment: Deployment, dag_id: str, conf: Mapping[str, Any], say: Say) -> Iterator[RunningAirflow]:
+    """`airflow dags test` as the only component: one run, task after task, no scheduler and no server."""
+    deployment.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(deployment.lock)
+    _lock_or_attach(deployment, lock, say, up=False)
+    with _stopping(deployment, lock, say) as airflow:
+        deployment.write_config(port=PREFERRED_PORT, slots=1, schedules=False)
+        deployment.logs.mkdir(parents=True, exist_ok=True)
+        test = ["dags", "test", dag_id, "--conf", json.dumps(conf)]
+        _launch(airflow, "dags-test", ["-m", "evpack.airflow.prepare", "--close-runs", "--then", *test], up=False)
+        yield airflow
+
+
+@contextmanager
+def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[RunningAirflow]:
+    """With the lock held: first stop what an earlier life left, at the end what this one started."""
     try:
         stop_leftovers(deployment, say)
         with _signals_raise():
             airflow = RunningAirflow(_endpoint(deployment, _free_port()), deployment)
             try:
-                _start(airflow, say, up)
                 yield airflow
             finally:
                 stop_leftovers(deployment)

@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task_group
 
+from evpack.airflow.config import CAMPAIGN_DAG, NIGHTLY_DAG
 from evpack.airflow.operators import (
     PLAN_TASK,
     CampaignStepOperator,
@@ -24,11 +25,8 @@ from evpack.plan.lanes import LANES, Lane
 from evpack.plan.model import StepType
 from evpack.runtime.pools import CPU_POOL
 
-CAMPAIGN_DAG = "evidence_campaign"
-NIGHTLY_DAG = "evidence_nightly"
-
 NIGHTLY_CRON = "0 2 * * *"
-"""UTC. The DAG has no start date: switching it on then waits for the next night, and backfills may reach back freely."""
+"""UTC. The DAG has no start date: switching it on waits for the next night, and backfills may reach back freely."""
 
 WEIGHT_RULE = "evpack_plugin.SmallFirst"
 """By name: an instance does not survive the serialisation of a mapped task."""

@@ -1,1 +1,1 @@
-"""How steps run, whoever schedules them: processes, slots and threads; and what a run directory says about a campaign."""
+"""How steps run, whoever schedules them: processes, slots, threads; and what a run directory says of a campaign."""

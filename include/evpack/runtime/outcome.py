@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evpack.errors import BadInput, CampaignExit, EvidenceError
+from evpack.errors import CampaignExit, EvidenceError, EvpackError
 from evpack.files import read_json
+from evpack.pack.verify import VerifyExit
 from evpack.plan.model import StepType, load_plan
 from evpack.rundir import RunDir
+from evpack.runtime.threads import frozen_settings
 from evpack.steps.state import read_marker
 
 CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
@@ -41,10 +43,13 @@ def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
     Args:
         dag_run: when given, verdict, pack and verification must have been made by this DAG run.
     """
-    problems = []
+    problems: list[str] = []
+    pack, signed = run.pack, True
     try:
         load_plan(run)
-    except BadInput as error:
+        settings = frozen_settings(run)
+        pack, signed = Path(settings.pack_dir or run.pack), settings.sign_manifest
+    except EvpackError as error:
         problems.append(error.what)
     for step in CLOSING_STEPS:
         marker = read_marker(run, step.value)
@@ -56,20 +61,25 @@ def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
             problems.append(f"what {step} made was changed or removed")
     verdict = _field(run.final_verdict, "verdict")
     verification = _document(run.reports / "pack_verification.json")
-    if verification is not None and verification.get("ok") is not True:
+    if verification is not None and not _verified(verification, signed):
         problems.append(f"the pack does not verify (verifier exit {verification.get('exit')})")
-    pack = _field(run.reports / "evidence_pack.json", "path")
     return Outcome(
         exit=_exit(verdict, problems),
         verdict=verdict,
         problems=tuple(problems),
-        pack=Path(run.root / pack) if pack else None,
+        pack=pack if pack.is_dir() else None,
         verification=verification,
     )
 
 
+def _verified(verification: dict[str, Any], signed: bool) -> bool:
+    """Without a signature (PACK_SIGN_MANIFEST=0) integrity is all that can be asked for."""
+    unpinned = not signed and verification.get("exit") == VerifyExit.UNPINNED
+    return verification.get("ok") is True or unpinned
+
+
 def _exit(verdict: str | None, problems: list[str]) -> CampaignExit:
-    if problems or verdict not in CampaignExit.__members__:
+    if problems or verdict is None or verdict not in CampaignExit.__members__:
         return CampaignExit.INCOMPLETE
     return CampaignExit[verdict]
 

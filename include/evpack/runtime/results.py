@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import ErrorGeneration, Scenario, Strictness
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType
 from evpack.rundir import RunDir
 from evpack.settings import Settings
-from evpack.verdict.evidence import expected_reports, read_evidence
-from evpack.verdict.outcome import RunOutcome, judge
+from evpack.steps.compile_verdict import read_run_evidence
+from evpack.verdict.cells import Cell, judge_cells
+from evpack.verdict.outcome import RunOutcome
 
 _EXPECTED = {
     Strictness.MUST_PASS: "pass",
@@ -37,30 +39,28 @@ class Row:
     got: str
     met: bool
     """Whether what came is what must come; True for informational scenarios with a report."""
-    runs: int
 
 
 def verdict_rows(run: RunDir, plan: CampaignPlan) -> list[Row]:
-    """Rows in plan order."""
+    """Rows in plan order: by model, then by scenario."""
     settings = Settings.parse(run.settings.read_bytes(), str(run.settings))
-    evidence = read_evidence(plan, lambda path: _read(run, path))
-    paths = expected_reports(plan)
-    digest = plan.digest()
-    rows = []
-    for model in plan.models:
-        for scenario in plan.scenarios:
-            keys = [key for key in paths if key.model == model.name and key.scenario == scenario.id]
-            outcomes = [
-                judge(key, paths[key], evidence.get(key), scenario, settings.guards_order, digest) for key in keys
-            ]
-            if outcomes:
-                rows.append(_row(plan, model, scenario, outcomes))
-    return rows
+    policy = Policy.parse(run.policy.read_bytes(), str(run.policy))
+    cells = {
+        (cell.model, cell.scenario.id): cell
+        for cell in judge_cells(plan, read_run_evidence(run, plan), policy, settings.guards_order)
+    }
+    return [
+        _row(plan, model, cells[model.name, scenario.id])
+        for model in plan.models
+        for scenario in plan.scenarios
+        if cells[model.name, scenario.id].runs
+    ]
 
 
-def _row(plan: CampaignPlan, model: ModelPlan, scenario: Scenario, outcomes: list[RunOutcome]) -> Row:
-    shown = min(outcomes, key=lambda outcome: (outcome.usable, _margin(scenario, outcome)))
-    met = [_met(scenario, outcome) for outcome in outcomes]
+def _row(plan: CampaignPlan, model: ModelPlan, cell: Cell) -> Row:
+    scenario = cell.scenario
+    shown = min(cell.runs, key=lambda run: (run.usable, *_margin(scenario, run)))
+    met = [_met(scenario, run) for run in cell.runs]
     return Row(
         model=model.label,
         scenario=scenario.id,
@@ -71,7 +71,6 @@ def _row(plan: CampaignPlan, model: ModelPlan, scenario: Scenario, outcomes: lis
         expected=_EXPECTED[scenario.strictness],
         got=_got(scenario, shown, sum(met), len(met)),
         met=all(met),
-        runs=len(outcomes),
     )
 
 
@@ -135,8 +134,3 @@ def _edit(plan: CampaignPlan, model: ModelPlan, scenario: Scenario) -> str:
 def _create_step(plan: CampaignPlan, model: ModelPlan, scenario: Scenario) -> StepPlan | None:
     steps = plan.steps_of(StepType.CREATE, model=model.name)
     return next((step for step in steps if step.scenario == scenario.id), None)
-
-
-def _read(run: RunDir, path: str) -> bytes | None:
-    file = run.root / path
-    return file.read_bytes() if file.is_file() else None
