@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -113,16 +114,25 @@ class Checkpoint:
         return self._slot(name).info
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU, in memory of its own.
+        """The tensor on the CPU, in memory of its own; checked against its recorded digest when there is one.
 
         Raises:
-            CheckpointError: when there is none of that name or its shard has become unreadable.
+            CheckpointError: when there is none of that name, its shard has become unreadable, or its bytes changed
+                since they were recorded (a linked baseline can be replaced behind a campaign's back).
         """
-        return read_tensor(self._slot(name))
+        slot = self._slot(name)
+        tensor = read_tensor(slot)
+        record = self._records.get(name)
+        if record is not None and tensor_sha256(tensor) != record.sha256:
+            raise CheckpointError(
+                f"{slot.path}: the bytes of tensor {name!r} are not those recorded when the model was set up",
+                "the checkpoint was replaced: put the old one back, or start a new run directory",
+            )
+        return tensor
 
     def config(self) -> dict[str, Json]:
         """A copy of the content of config.json."""
-        return dict(self._config)
+        return copy.deepcopy(self._config)
 
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's bytes; read from disk once, unless a record is known."""
