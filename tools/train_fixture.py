@@ -224,6 +224,7 @@ def build(text_dir: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
             "held_out_windows": windows,
             "training_tokens": len(ids),
             "training_seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(),
         },
     }
 

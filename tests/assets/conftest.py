@@ -12,6 +12,12 @@ from evpack.assets.wheels import Wheel
 from evpack.files import sha256_file
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes with more threads than free cores spend their time waiting for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only place where pip looks for packages."""

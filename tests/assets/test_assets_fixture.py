@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ from evpack.assets.demo import demo_pins
 from evpack.errors import EvidenceError, IntegrityError, MissingFile
 
 WINDOW = 128
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -62,7 +73,7 @@ def test_a_fixture_without_digests_is_refused(copy: Path) -> None:
         fixture.fixture_model()
 
 
-def test_model_has_the_recorded_perplexity_on_its_text() -> None:
+def test_model_has_the_recorded_perplexity_on_its_text(one_torch_thread: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,0 +1,29 @@
+"""``python -m evpack.assets.gguf_worker SOURCE TARGET``: see `evpack.assets.gguf.convert_gguf`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_WORLD_READABLE = 0o644
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write config, tokenizer and bfloat16 safetensors of a GGUF file into an existing directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+    # Without dequantize=True the model refuses to be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.to(torch.bfloat16).save_pretrained(target)
+    # save_pretrained writes weights with mode 0600, which a container's user could not read.
+    for path in target.iterdir():
+        path.chmod(_WORLD_READABLE)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))
