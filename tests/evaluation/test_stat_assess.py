@@ -18,7 +18,7 @@ SMALL = resolve_policy("balanced", "small")
 
 
 def _noise(n, sd=0.01, mean=0.0, seed=3):
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311
     return [generator.gauss(mean, sd) for _ in range(n)]
 
 

@@ -9,7 +9,7 @@ from evpack.evaluation.interval import paired_t_interval
 
 
 def _sample(n=64):
-    generator = random.Random(5)
+    generator = random.Random(5)  # noqa: S311
     return [generator.gauss(0.02, 0.03) for _ in range(n)], [127.0] * n
 
 

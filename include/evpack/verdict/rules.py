@@ -113,10 +113,11 @@ def _coverage(cells: Iterable[Cell]) -> Iterator[dict[str, Any]]:
         if cell.gates and not cell.complete:
             lacking.setdefault(cell.model, []).append(cell)
     for model, open_cells in lacking.items():
+        ids = [cell.scenario.id for cell in open_cells]
         yield {
             "requirement": "scenario_coverage",
             "verdict": "INCOMPLETE",
-            "message": f"{model}: {len(open_cells)} gating scenarios without usable evidence of every run",
+            "message": f"{model}: usable evidence of every run is missing for {', '.join(ids)}",
             "model": model,
             "missing": [
                 {"scenario": cell.scenario.id, "category": cell.scenario.category.value, "runs": _problems(cell)}
