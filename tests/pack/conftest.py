@@ -1,216 +1,28 @@
-"""A finished campaign made of invented losses, written by the project's own functions: records to verdict to pack."""
+"""Fixtures: a finished campaign, a signing key, a good pack."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
+import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from pack_campaign import Campaign
 
-from evpack.catalog.loader import parse_as, shipped
-from evpack.catalog.policy import Policy, resolve_policy
-from evpack.catalog.scenarios import Category, Manifest, Scenario
-from evpack.data.windows import WindowDemand, WindowSet, make_windows, window_digest
-from evpack.evaluation.records import Compute, WindowLoss, WindowRecords
-from evpack.evaluation.report import RecordFile, ReportMeta, build_report
-from evpack.files import pretty_json, sha256_bytes, write_json
-from evpack.home import Home
 from evpack.pack import keys
 from evpack.pack.build import BuiltPack, build
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
-from evpack.rundir import ModelDir, RunDir
-from evpack.settings import Settings
-from evpack.steps.base import StepContext
-from evpack.steps.compile_verdict import compile_verdict_step
-
-MODEL = ModelPlan(
-    id="example/tiny",
-    label="tiny",
-    name="example__tiny",
-    source=ModelSource(kind="local", path="/models/tiny", revision="sha256:" + "5" * 64),
-    weights_gb=0.001,
-    devices=0,
-    lane="cpu_s",
-    batch=16,
-)
-SETTINGS = Settings(
-    suite="fixture",
-    profile="small",
-    dataset="text",
-    seq_len=128,
-    stride=128,
-    preview_windows=16,
-    final_windows=16,
-    eval_batch=16,
-    drift_calibration_runs=3,
-    clean_edit_runs=3,
-    stress_edit_runs=2,
-    guards_order=("invariants",),
-)
-SHIFTS = {"quant_8bit_clean": 0.001, "prune_12pct_clean": 0.005, "prune_50pct_stress": 0.4, "scale_explosion": 2.0}
-"""Mean log-loss difference per scenario, nats per token; nan_injection has no finite loss."""
-SOURCE = {
-    "uri": "https://example.org/project.git",
-    "commit": "0" * 40,
-    "branch": "main",
-    "describe": "v0",
-    "dirty": False,
-    "recorded_at": "2026-01-01T00:00:00Z",
-}
-NOW = "2026-01-01T00:00:00Z"
 
 
-class Campaign:
-    """Writes a run directory piece by piece; `finish` compiles the verdict."""
-
-    def __init__(self, root: Path) -> None:
-        self.run = RunDir(root)
-        self.settings = SETTINGS
-        self.policy: Policy = resolve_policy(SETTINGS.tier, SETTINGS.profile)
-        self.manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
-        self.plan = _plan(self.manifest)
-        self.model: ModelDir = self.run.model(MODEL.name)
-        tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 120))
-        demand = WindowDemand.from_settings(SETTINGS)
-        self.windows: WindowSet = make_windows(tokens, demand, provider="text", tokenizer_digest="t" * 64)
-
-    def write(self) -> Campaign:
-        """State, model files, calibration and all reports."""
-        for path, value in {
-            self.run.settings: self.settings.to_json(),
-            self.run.scenarios: self.manifest.to_json(),
-            self.run.policy: self.policy.to_json(),
-            self.run.tuned_edit_params: {"schema": "tuned_edit_params_v1"},
-            self.run.model_revisions: {"models": {}},
-            self.run.source_repo: SOURCE,
-            self.run.plan: self.plan.to_json(),
-            self.model.profile: {"checkpoint_digest": "b" * 64},
-            self.model.windows / "schedule.json": self.windows.document(),
-            self.run.analysis / "memory.json": {"peak": 1},
-        }.items():
-            write_json(path, value)
-        self.run.presets.mkdir()
-        self.run.preset(MODEL.name).write_text("drift_band: {}\n")
-        for run in (1, 2, 3):
-            place = self.model.calibration / f"run_{run}"
-            write_json(place / "records.json", self.records(None, run).to_json())
-            write_json(place / "baseline_report.json", {"run": run})
-        for step in self.plan.steps_of(StepType.EVALUATE):
-            scenario = self.plan.scenario(str(step.scenario))
-            write_json(self.model.variant(scenario.id) / "variant.json", {"scenario": scenario.id})
-            for run in step.runs:
-                self.report(scenario, run)
-        return self
-
-    def report(self, scenario: Scenario, run: int) -> None:
-        """One report with its records and runtime manifest."""
-        subject = RecordFile("records.json", pretty_json(self.records(scenario, run).to_json()))
-        baseline_path = f"reports/calibration/run_{run}/records.json"
-        baseline = RecordFile(baseline_path, (self.model.root / baseline_path).read_bytes())
-        meta = ReportMeta(
-            MODEL.id,
-            MODEL.name,
-            scenario.id,
-            scenario.category.value,
-            scenario.strictness.value,
-            run,
-            41 + run,
-            self.plan.digest(),
-        )
-        report = build_report(
-            meta=meta,
-            subject=subject,
-            baseline=baseline,
-            policy=self.policy,
-            guards={"invariants": {"status": "fail" if scenario.id == "nan_injection" else "pass"}},
-            guards_order=SETTINGS.guards_order,
-            dataset={"provider": "text", "seq_len": 128},
-            provenance={},
-            edit={"name": scenario.id},
-            generated_at=NOW,
-        )
-        place = self.model.report(scenario.id, scenario.category.value, run)
-        data = pretty_json(report)
-        place.mkdir(parents=True)
-        (place / "evaluation.report.json").write_bytes(data)
-        (place / "records.json").write_bytes(subject.data)
-        write_json(place / "runtime.manifest.json", {"manifest_version": 1, "report": {"sha256": sha256_bytes(data)}})
-
-    def records(self, scenario: Scenario | None, run: int) -> WindowRecords:
-        """Invented losses; the same windows give the same baseline losses."""
-        schedule = self.windows.run(run)
-        draw = random.Random(run)  # noqa: S311 - test data
-        losses = []
-        for number, arm in schedule.in_order():
-            baseline, noise = 127 * draw.gauss(3.2, 0.3), draw.gauss(0, 0.002)
-            broken = scenario is not None and scenario.id == "nan_injection"
-            shift = 0.0 if scenario is None or broken else SHIFTS[scenario.id] + noise
-            losses.append(
-                WindowLoss(
-                    id=number,
-                    arm=arm,
-                    tokens_sha256=window_digest(self.windows.tokens[number]),
-                    predicted_tokens=127,
-                    nll_sum=None if broken else baseline + 127 * shift,
-                    reason="nan" if broken else None,
-                )
-            )
-        return WindowRecords(
-            model=MODEL.name,
-            side="subject" if scenario else "baseline",
-            scenario=scenario.id if scenario else None,
-            run=run,
-            seed=schedule.seed,
-            windows_digest=self.windows.run_digest(schedule),
-            checkpoint_digest=("c" if scenario else "b") * 64,
-            compute=Compute(device="cpu", dtype="float32", attention="eager", batch=16),
-            versions={"torch": "2"},
-            windows=tuple(losses),
-        )
-
-    def context(self, type_: StepType, home: Path | None = None, **changes: Any) -> StepContext:
-        """What a campaign step gets."""
-        settings = self.settings.model_copy(update=changes)
-        home_ = Home(home or self.run.root.parent / "home")
-        return StepContext(self.run, self.plan, settings, self.plan.step(type_.value), home_)
-
-    def finish(self) -> Campaign:
-        """Compile the verdict."""
-        compile_verdict_step(self.context(StepType.COMPILE_VERDICT))
-        return self
-
-
-def _plan(manifest: Manifest) -> CampaignPlan:
-    def step(type_: StepType, scenario: Scenario | None = None, runs: int = 0) -> StepPlan:
-        name, model = (scenario.id if scenario else None), MODEL.name
-        return StepPlan(
-            id=step_id(type_, model, name), type=type_, model=model, scenario=name, runs=tuple(range(1, runs + 1))
-        )
-
-    counts = {Category.CLEAN: 3, Category.STRESS: 2, Category.ERROR_INJECTION: 1}
-    last = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
-    return CampaignPlan(
-        suite="fixture",
-        created_at=NOW,
-        evpack_version="0.1.0",
-        settings_digest=SETTINGS.digest(),
-        models=(MODEL,),
-        scenarios=manifest.scenarios,
-        steps=(
-            step(StepType.CALIBRATE, runs=3),
-            *(step(StepType.EVALUATE, scenario, counts[scenario.category]) for scenario in manifest.scenarios),
-            *(StepPlan(id=type_.value, type=type_) for type_ in last),
-        ),
-    )
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """A finished campaign with verdict PASS that nobody may change."""
+    return Campaign(tmp_path_factory.mktemp("campaign") / "run").write().finish()
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
-    """A finished campaign with verdict PASS."""
-    return Campaign(tmp_path / "run").write().finish()
+def campaign(finished: Campaign, tmp_path: Path) -> Campaign:
+    """The same in a directory of its own."""
+    shutil.copytree(finished.run.root, tmp_path / "run")
+    return Campaign(tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
@@ -222,8 +34,6 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def good_pack(tmp_path_factory: pytest.TempPathFactory, signing_key: Path) -> BuiltPack:
+def good_pack(finished: Campaign, signing_key: Path, tmp_path_factory: pytest.TempPathFactory) -> BuiltPack:
     """A sealed pack with verdict PASS; tests copy it and never write into it."""
-    campaign = Campaign(tmp_path_factory.mktemp("campaign") / "run").write().finish()
-    built = build(campaign.run, key=signing_key)
-    return replace(built, warnings=())
+    return build(finished.run, key=signing_key, out=tmp_path_factory.mktemp("good") / "pack")

@@ -1,0 +1,245 @@
+"""The verifier as a whole: any change is noticed, any input gives a typed outcome, and the command line says so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from pack_campaign import Campaign
+from typer.testing import CliRunner
+
+from evpack.catalog.policy import resolve_policy
+from evpack.cli import build as build_command
+from evpack.cli import keygen as keygen_command
+from evpack.cli import verify as verify_command
+from evpack.errors import BadInput, EvidenceError
+from evpack.files import pretty_json
+from evpack.pack import inventory, keys, layout, manifest
+from evpack.pack.build import BuiltPack, build
+from evpack.pack.trust import Trust
+from evpack.pack.verify import verify_files, verify_pack
+
+ANY = st.integers(0, 10**9)
+
+
+@pytest.fixture(scope="module")
+def contents(good_pack: BuiltPack) -> dict[str, bytes]:
+    return inventory.load(good_pack.path).files
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    for command in (build_command, keygen_command, verify_command):
+        command.register(app)
+    return app
+
+
+def verified(files: dict[str, bytes], built: BuiltPack, **options: Any) -> Any:
+    return verify_files("pack", files, [], Trust(frozenset({str(built.fingerprint)})), strict=True, **options)
+
+
+@given(
+    which=ANY, place=ANY, change=st.sampled_from(["flip", "insert", "delete", "truncate"]), value=st.integers(1, 255)
+)
+def test_no_byte_of_any_file_can_change(
+    contents: dict[str, bytes], good_pack: BuiltPack, which: int, place: int, change: str, value: int
+) -> None:
+    names = sorted(contents)
+    name = names[which % len(names)]
+    data = contents[name]
+    at = place % len(data)
+    changed = {
+        "flip": data[:at] + bytes([data[at] ^ value]) + data[at + 1 :],
+        "insert": data[:at] + bytes([value]) + data[at:],
+        "delete": data[:at] + data[at + 1 :],
+        "truncate": data[:at],
+    }[change]
+    result = verified(contents | {name: changed}, good_pack)
+    assert result.exit_code in (4, 5, 6) and result.findings
+
+
+@given(one=ANY, other=ANY)
+def test_no_two_files_can_change_places(contents: dict[str, bytes], good_pack: BuiltPack, one: int, other: int) -> None:
+    names = sorted(contents)
+    a, b = names[one % len(names)], names[other % len(names)]
+    result = verified(contents | {a: contents[b], b: contents[a]}, good_pack)
+    assert result.ok == (contents[a] == contents[b])
+
+
+@given(st.binary(max_size=400))
+def test_an_arbitrary_manifest_is_refused_by_a_typed_error(data: bytes) -> None:
+    with pytest.raises(EvidenceError):
+        manifest.parse(data)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(key=ANY, value=json_values)
+def test_any_value_in_a_manifest_gives_an_outcome(
+    contents: dict[str, bytes], good_pack: BuiltPack, key: int, value: Any
+) -> None:
+    document = json.loads(contents[layout.MANIFEST])
+    name = sorted(document)[key % len(document)]
+    files = contents | {layout.MANIFEST: json.dumps(document | {name: value}).encode()}
+    assert verified(files, good_pack).exit_code in (4, 5)
+
+
+@pytest.mark.parametrize("name", [layout.PLAN, layout.SETTINGS, layout.POLICY, layout.SCENARIOS, layout.VERDICT])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"null", b"7", b'"x"', b"\xff", b'{"scenarios": [{}], "schema": 3}']
+)
+def test_recomputing_anything_malformed_is_a_typed_error(contents: dict[str, bytes], name: str, data: bytes) -> None:
+    from evpack.pack.recheck import recheck
+
+    with contextlib.suppress(EvidenceError, BadInput):
+        assert recheck(contents | {name: data}).errors
+
+
+def test_a_pack_is_judged_by_the_callers_policy(good_pack: BuiltPack) -> None:
+    trust = Trust(frozenset({str(good_pack.fingerprint)}))
+    assert verify_pack(good_pack.path, trust, policy=resolve_policy("balanced", "small")).exit_code == 0
+    stricter = resolve_policy("balanced", "small", {"acceptance_range": {"max": 1.0001}})
+    result = verify_pack(good_pack.path, trust, policy=stricter)
+    assert result.exit_code == 7 and "acceptance_range.max" in result.findings[0].text
+
+
+def test_a_directory_that_is_no_pack_is_missing(tmp_path: Path) -> None:
+    assert verify_pack(tmp_path / "none").exit_code == 3
+    assert verify_pack(tmp_path).exit_code == 3
+    (tmp_path / "file").write_text("x")
+    assert verify_pack(tmp_path / "file").exit_code == 3
+
+
+def test_expectations_of_the_campaign_itself_are_pointed_out(campaign: Campaign, contents: dict[str, bytes]) -> None:
+    from evpack.pack.recheck import recheck
+
+    plan = json.loads(contents[layout.PLAN])
+    plan["suite"] = "mine"
+    assert any("not a shipped one" in text for text in recheck(contents | {layout.PLAN: pretty_json(plan)}).warnings)
+
+
+def test_the_windows_digest_is_the_one_that_records_carry(campaign: Campaign) -> None:
+    """The verifier computes it from records, the engine from tokens; they agree on good packs, so a lie must show."""
+    from evpack.pack.recheck import recheck
+
+    name = layout.model_state("example__tiny", "schedule.json")
+    built = build(campaign.run, key=None)
+    packed = inventory.load(built.path).files
+    schedule = json.loads(packed[name])
+    result = recheck(packed | {name: pretty_json(schedule | {"seq_len": 64})})
+    assert any("windows_digest" in text for text in result.errors)
+
+
+def test_verifying_imports_neither_torch_nor_airflow_nor_scipy_nor_jinja(good_pack: BuiltPack) -> None:
+    code = (
+        "import sys; from pathlib import Path; from evpack.pack.verify import verify_pack;"
+        f"assert verify_pack(Path({str(good_pack.path)!r})).exit_code == 8;"
+        "heavy = {'torch', 'transformers', 'airflow', 'scipy', 'jinja2', 'datasets'};"
+        "sys.exit(','.join(heavy & {name.split('.')[0] for name in sys.modules}) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- command line ---------------------------------------------------------------------------------
+def test_the_command_line_pins_by_key_file_fingerprint_and_store(
+    app: typer.Typer, good_pack: BuiltPack, signing_key: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.json"
+    store.write_text(json.dumps([good_pack.fingerprint]))
+    for option in (
+        ["--trusted-key", str(keys.public_path(signing_key))],
+        ["--expected-fingerprint", str(good_pack.fingerprint)],
+        ["--trust-store", str(store)],
+    ):
+        done = CliRunner().invoke(app, ["verify", "--strict", *option, str(good_pack.path)])
+        assert done.exit_code == 0, done.output
+        assert "verdict         PASS" in done.output and "a trusted key" in done.output
+
+
+def test_without_a_trusted_key_the_outcome_says_integrity_only(
+    app: typer.Typer, good_pack: BuiltPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["verify", str(good_pack.path)])
+    assert done.exit_code == 8 and "integrity only" in done.output
+    assert CliRunner().invoke(app, ["verify", "--strict", str(good_pack.path)]).exit_code == 5
+    (tmp_path / "evpack").mkdir()
+    (tmp_path / "evpack" / "trusted_keys.json").write_text(json.dumps({"fingerprints": [good_pack.fingerprint]}))
+    assert CliRunner().invoke(app, ["verify", "--strict", str(good_pack.path)]).exit_code == 0
+
+
+def test_json_on_standard_output_and_in_a_file(app: typer.Typer, good_pack: BuiltPack, tmp_path: Path) -> None:
+    out = tmp_path / "outcome.json"
+    pin = ["--expected-fingerprint", str(good_pack.fingerprint)]
+    done = CliRunner().invoke(app, ["verify", *pin, "--json", "--json-out", str(out), str(good_pack.path)])
+    value = json.loads(done.stdout)
+    assert value == json.loads(out.read_bytes())
+    assert (value["ok"], value["exit"], value["verdict"], value["signer_fingerprint"]) == (
+        True,
+        0,
+        "PASS",
+        good_pack.fingerprint,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trusted-key", "/nonexistent/key"],
+        ["--trust-store", "/nonexistent/store"],
+        ["--expected-fingerprint", "abc"],
+        ["--policy", "/nonexistent/policy"],
+    ],
+)
+def test_wrong_usage_is_the_operators_fault(app: typer.Typer, good_pack: BuiltPack, options: list[str]) -> None:
+    done = CliRunner().invoke(app, ["verify", *options, str(good_pack.path)])
+    assert isinstance(done.exception, BadInput) and done.exception.exit_code == 2
+
+
+def test_the_outcome_is_not_written_into_the_pack(app: typer.Typer, good_pack: BuiltPack) -> None:
+    done = CliRunner().invoke(app, ["verify", "--json-out", str(good_pack.path / "o.json"), str(good_pack.path)])
+    assert isinstance(done.exception, BadInput)
+    assert not (good_pack.path / "o.json").exists()
+
+
+def test_keygen_then_build_then_verify(app: typer.Typer, campaign: Campaign, tmp_path: Path) -> None:
+    key = tmp_path / "team.pem"
+    made = CliRunner().invoke(app, ["keygen", str(key)])
+    assert made.exit_code == 0 and "sha256:" in made.output and "PRIVATE" not in made.output
+    assert isinstance(CliRunner().invoke(app, ["keygen", str(key)]).exception, BadInput)
+    built = CliRunner().invoke(app, ["build", str(campaign.run.root), "--signing-key", str(key)])
+    assert built.exit_code == 0 and "sealed" in built.output
+    pack = str(campaign.run.pack)
+    done = CliRunner().invoke(app, ["verify", "--strict", "--trusted-key", str(tmp_path / "team.pub.pem"), pack])
+    assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(app, ["build", str(campaign.run.root), "--signing-key", str(key)])
+    assert "kept" in again.output
+
+
+def test_a_damaged_copy_is_told_from_the_original(
+    app: typer.Typer, good_pack: BuiltPack, signing_key: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(good_pack.path, copy)
+    report = next(copy.rglob(layout.REPORT))
+    data = bytearray(report.read_bytes())
+    data[100] ^= 1
+    report.write_bytes(data)
+    done = CliRunner().invoke(app, ["verify", "--trusted-key", str(keys.public_path(signing_key)), str(copy)])
+    assert done.exit_code == 6 and "bytes differ" in done.output
