@@ -17,7 +17,9 @@ FORM_GROUPS = (CORE, MODELS, TEXT, EDITS, RUNS, STORAGE, PACKING)
 """Groups of settings that belong to a campaign; the others belong to the deployment."""
 
 _KINDS = {"string", "integer", "number", "boolean", "array", "object"}
-_KEPT = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "items")
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""Pydantic leaves bounds under its own names where a validator of ours stands before the type."""
+_KEPT = ("items", *_BOUNDS.values())
 
 
 def campaign_params() -> dict[str, Param]:
@@ -42,6 +44,7 @@ def _param(var: Var, schema: dict[str, Any]) -> Param:
         if alternative.get("type") in _KINDS:
             schema = {**alternative, **{key: schema[key] for key in ("enum",) if key in schema}}
             break
+    schema = {_BOUNDS.get(key, key): value for key, value in schema.items()}
     kept = {key: schema[key] for key in _KEPT if key in schema}
     if "enum" in schema:
         kept["enum"] = [None, *schema["enum"]]
