@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export EVPACK_HOME ?= $(CURDIR)/.evpack
+# Two threads of two steps (or of a test and its child) on two cores only get in each other's way.
+test: export OMP_NUM_THREADS = 1
 AREA ?= all
 
 .DEFAULT_GOAL := help
