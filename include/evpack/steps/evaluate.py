@@ -144,7 +144,7 @@ def _load(bench: Bench, subject: _Subject) -> None:
     try:
         model, loading = bench.load(subject.checkpoint)
     except _SUBJECT_FAULTS as error:
-        subject.failure = _blame(bench, "load_failed", error)
+        subject.failure = _blame(bench, subject, "load_failed", error)
         return
     subject.unexplained = loading.unexplained
     if loading.unexplained:  # parameters left to chance: their losses would be no property of the subject
@@ -161,17 +161,19 @@ def _score(bench: Bench, subject: _Subject, run: RunWindows, compute: Compute, s
         try:
             sums = bench.score(subject.model, run)
         except _SUBJECT_FAULTS as error:
-            failure = _blame(bench, "forward_failed", error)
+            failure = _blame(bench, subject, "forward_failed", error)
     return bench.records(run, sums, compute, subject.checkpoint.digest(), scenario, failure)
 
 
-def _blame(bench: Bench, what: str, error: Exception) -> str:
-    """The reason to write down when the subject is at fault.
+def _blame(bench: Bench, subject: _Subject, what: str, error: Exception) -> str:
+    """The reason to write down when the subject is at fault: its files are intact, yet it cannot be run.
 
     Raises:
-        CheckpointError: when it is not: the baseline was damaged meanwhile.
+        CheckpointError: when it is the files of baseline or variant that are damaged.
     """
     open_baseline(bench.place)
+    for name in subject.checkpoint.names():
+        subject.checkpoint.read(name)  # checked against its digest
     line = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
     log.warning("subject at fault, %s: %s", what, line)
     return f"{what}:{type(error).__name__}: {line}"
@@ -284,7 +286,6 @@ def _files(
     metric = report["primary_metric"]
     log.info("%s run %d: %s, ratio %s", scenario.id, records.run, metric["outcome"], metric["ratio_vs_baseline"])
     report_data = pretty_json(report)
-    check_report(report_data)
     manifest = runtime_manifest(ctx, facts, report_data, ctx.run.preset(bench.plan.name), now)
     files = {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), "records.json": data}
     return files | ({own.name: baseline.data} if baseline.rescored else {})

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from evpack.errors import OutOfMemory, Transient
+from evpack.evaluation.scoring import (
+    Placement,
+    contract_of,
+    memory_errors,
+    prepare_process,
+    score_windows,
+    window_losses,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tokens(rows: int, columns: int, vocab: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.random.default_rng(1).integers(0, vocab, (rows, columns), dtype=np.int32)
+
+
+class Table:
+    """A language model whose next-token logits depend on the current token alone."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+        self.batches: list[int] = []
+        self.config = SimpleNamespace(_attn_implementation="eager")
+
+    def eval(self) -> None: ...
+
+    def parameters(self) -> Any:
+        return iter([self.logits])
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        assert not use_cache
+        self.batches.append(len(input_ids))
+        return SimpleNamespace(logits=self.logits[input_ids])
+
+
+def test_uniform_logits_cost_log_vocabulary_per_predicted_token() -> None:
+    import torch
+
+    sums = score_windows(Table(torch.zeros(10, 10)), tokens(3, 9, 10), batch=2)
+    assert sums == pytest.approx([8 * math.log(10)] * 3, rel=1e-6)
+
+
+def test_losses_do_not_depend_on_how_windows_share_batches() -> None:
+    import torch
+
+    table = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    rows = tokens(7, 16, 10)
+    expected = score_windows(Table(table), rows, batch=7)
+    for batch in (1, 2, 3, 100):
+        model = Table(table)
+        assert score_windows(model, rows, batch) == expected
+        assert sum(model.batches) == 7 and max(model.batches) <= batch
+    log_p = torch.log_softmax(table.double(), dim=-1).numpy()
+    by_hand = [-sum(log_p[a, b] for a, b in pairwise(row)) for row in rows]
+    assert expected == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_window_that_is_not_finite_leaves_the_others_alone() -> None:
+    import torch
+
+    table = torch.zeros(4, 4)
+    table[2] = math.nan
+    table[3, 0] = -math.inf
+    rows = np.array([[0, 1, 0], [0, 2, 0], [3, 0, 1], [0, 0, 2]], dtype=np.int32)
+    sums = score_windows(Table(table), rows, batch=4)
+    losses = window_losses([(i, "preview", "0" * 64) for i in range(4)], sums, 3)
+    assert [loss.nll_sum is None for loss in losses] == [False, True, True, False]
+    assert [loss.reason for loss in losses] == [None, "non_finite_loss:nan", "non_finite_loss:inf", None]
+    assert {loss.predicted_tokens for loss in losses} == {2}
+
+
+def test_a_known_failure_is_the_reason_of_every_null() -> None:
+    losses = window_losses([(0, "final", "0" * 64)], [math.nan], 5, failure="load_failed")
+    assert losses[0].reason == "load_failed"
+
+
+def test_memory_errors_are_classified_and_others_pass() -> None:
+    import torch
+
+    for error in (
+        MemoryError("x"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ):
+        with pytest.raises(OutOfMemory, match="with 8 windows"), memory_errors(8):
+            raise error
+    with pytest.raises(RuntimeError, match="other"), memory_errors(8):
+        raise RuntimeError("other")
+
+
+def test_placement_on_the_cpu_computes_in_single_precision() -> None:
+    where = Placement.choose(0, "BF16")
+    assert (where.label, where.dtype_name) == ("cpu", "float32")
+
+
+def test_promised_devices_that_are_not_there_are_no_reason_to_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Transient, match="2 devices"):
+        Placement.choose(2, "BF16")
+
+
+def test_contract_names_device_type_attention_and_batch() -> None:
+    import torch
+
+    contract = contract_of(Table(torch.zeros(2, 2)), 4)
+    assert contract.model_dump() == {"device": "cpu", "dtype": "float32", "attention": "eager", "batch": 4}
+
+
+def test_determinism_and_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("EVPACK_THREADS", "1")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    try:
+        prepare_process("strict")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == 1
+        prepare_process("throughput")
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(before)
