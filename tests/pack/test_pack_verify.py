@@ -123,6 +123,7 @@ def test_a_directory_that_is_no_pack_is_missing(tmp_path: Path) -> None:
     assert verify_pack(tmp_path).exit_code == 3
     (tmp_path / "file").write_text("x")
     assert verify_pack(tmp_path / "file").exit_code == 3
+    assert verify_pack(tmp_path / ("x" * 300)).exit_code == 3
 
 
 def test_expectations_of_the_campaign_itself_are_pointed_out(campaign: Campaign, contents: dict[str, bytes]) -> None:
@@ -230,6 +231,15 @@ def test_keygen_then_build_then_verify(app: typer.Typer, campaign: Campaign, tmp
     assert done.exit_code == 0, done.output
     again = CliRunner().invoke(app, ["build", str(campaign.run.root), "--signing-key", str(key)])
     assert "kept" in again.output
+
+
+def test_build_goes_by_the_frozen_settings(app: typer.Typer, campaign: Campaign, tmp_path: Path) -> None:
+    environ = {"EVPACK_HOME": str(tmp_path / "home")}
+    done = CliRunner().invoke(app, ["build", str(campaign.run.root)], env=environ)
+    assert done.exit_code == 0 and (tmp_path / "home" / "keys" / "signing_key").is_file()
+    unsigned = CliRunner().invoke(app, ["build", str(campaign.run.root), "--unsigned", "--skip-html"], env=environ)
+    assert unsigned.exit_code == 0 and "signer          none" in unsigned.output and "superseded" in unsigned.output
+    assert isinstance(CliRunner().invoke(app, ["build", str(tmp_path)]).exception, BadInput)
 
 
 def test_a_damaged_copy_is_told_from_the_original(

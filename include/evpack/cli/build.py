@@ -17,11 +17,12 @@ def register(app: typer.Typer) -> None:
         signing_key: Annotated[
             Path | None,
             typer.Option(
-                help="Private key (PKCS8 PEM, Ed25519, mode 0600); else PACK_SIGNING_KEY, else the deployment's."
+                envvar="PACK_SIGNING_KEY", help="Private key (Ed25519 PEM, mode 0600); else the deployment's."
             ),
         ] = None,
         pack_dir: Annotated[
-            Path | None, typer.Option(help="Where the pack goes; else evidence_pack/ in the run directory.")
+            Path | None,
+            typer.Option(envvar="PACK_DIR", help="Where the pack goes; else as planned, evidence_pack/ in RUN."),
         ] = None,
         unsigned: Annotated[bool, typer.Option("--unsigned", help="Leave the pack without a signature.")] = False,
         skip_html: Annotated[
@@ -29,19 +30,19 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Build the evidence pack of a finished run directory, whatever its verdict."""
-        import os
-
-        from evpack.errors import BadInput
         from evpack.home import Home
-        from evpack.pack import keys
         from evpack.pack.build import build as build_pack
+        from evpack.plan.model import load_plan
         from evpack.rundir import RunDir
+        from evpack.settings import Settings
+        from evpack.steps.build_pack import pack_path, signing_key_of
 
-        if unsigned and signing_key:
-            raise BadInput("--unsigned and --signing-key contradict each other", "give one of them")
-        named = signing_key or (Path(os.environ["PACK_SIGNING_KEY"]) if os.environ.get("PACK_SIGNING_KEY") else None)
-        key = None if unsigned else named or keys.deployment_key(Home.locate())
-        built = build_pack(RunDir(run_dir.absolute()), key=key, out=pack_dir, html=not skip_html)
+        run = RunDir(run_dir.absolute())
+        load_plan(run)
+        planned = Settings.parse(run.settings.read_bytes(), str(run.settings))
+        key = None if unsigned else signing_key or signing_key_of(planned, Home.locate())
+        html = not (skip_html or planned.skip_html)
+        built = build_pack(run, key=key, out=pack_dir or pack_path(run, planned), html=html)
         for warning in built.warnings:
             typer.echo(f"warning: {warning}", err=True)
         typer.echo(f"pack            {built.path} ({'kept, nothing changed' if built.kept else 'sealed'})")

@@ -146,7 +146,7 @@ def _raised(policy: Policy, expected: Policy) -> Iterator[str]:
     """Limits that are not the ones to judge by (where they come from may be worded differently)."""
     for key in sorted(policy.thresholds.keys() | expected.thresholds.keys()):
         ours, theirs = (p.thresholds[key].value if key in p.thresholds else None for p in (expected, policy))
-        if ours != theirs or type(ours) is not type(theirs):
+        if ours != theirs:
             yield f"{key} is {theirs!r}, to be judged by is {ours!r}"
 
 

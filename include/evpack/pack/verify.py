@@ -133,13 +133,18 @@ def verify_pack(
         strict: an unsigned pack or a missing trusted key is an error instead of a weaker outcome.
         policy: limits to judge by; without it, the installed package's for the tier and profile of the campaign.
     """
-    missing = [name for name in (layout.MANIFEST, layout.CHECKSUMS) if not (pack / name).is_file()]
+    label = pack.absolute().name
+    missing = [name for name in (layout.MANIFEST, layout.CHECKSUMS) if not _is(Path.is_file, pack / name)]
     if missing:
-        what = f"{pack} is not a directory" if not pack.is_dir() else f"{pack} has no {' and no '.join(missing)}"
+        what = (
+            f"{pack} is not a directory that can be read"
+            if not _is(Path.is_dir, pack)
+            else f"{pack} has no {' and no '.join(missing)}"
+        )
         findings = (Finding(VerifyExit.MISSING, what),)
-        return Verification(pack.name, strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
+        return Verification(label, strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
     found = inventory.load(pack)
-    return verify_files(pack.name, found.files, found.problems, trust or Trust(), strict=strict, policy=policy)
+    return verify_files(label, found.files, found.problems, trust or Trust(), strict=strict, policy=policy)
 
 
 def verify_files(
@@ -183,6 +188,13 @@ def verify_files(
         evidence_level=(document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
     )
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except OSError:  # a name too long, a directory that may not be searched
+        return False
 
 
 def _manifest(files: Mapping[str, bytes], state: _State) -> dict[str, Any] | None:

@@ -10,14 +10,14 @@ from evpack.pack import keys
 from evpack.pack.trust import Trust
 from evpack.pack.verify import verify_pack as verify
 from evpack.steps.base import StepContext, log
-from evpack.steps.build_pack import pack_path, signing_key
+from evpack.steps.build_pack import pack_path, signing_key_of
 
 
 def verify_pack(ctx: StepContext) -> list[Path]:
     """Publish reports/pack_verification.json; a pack that does not verify is a result, not a crash."""
-    key = signing_key(ctx)
+    key = signing_key_of(ctx.settings, ctx.home)
     trust = Trust(frozenset({_fingerprint(key)})) if key else Trust()
-    result = verify(pack_path(ctx), trust, strict=key is not None)
+    result = verify(pack_path(ctx.run, ctx.settings), trust, strict=key is not None)
     for finding in result.findings:
         log.error("%s: %s", finding.code.name.lower(), finding.text)
     for warning in result.warnings:
