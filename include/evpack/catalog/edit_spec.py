@@ -108,8 +108,12 @@ class ResolvedEdit(EditParameters):
     edit_dir_name: str = ""
 
 
-def parse_scope(text: str) -> Scope:
+def parse_scope(text: str, where: str = "edit") -> Scope:
     """Parse ``ffn``, ``all@layers=4`` or ``attn@layer=0,layer=5`` (also ``layer=0,5``); modifiers add up.
+
+    Args:
+        text: the scope.
+        where: whose scope it is, for the message.
 
     Raises:
         EditSpecError: invalid_scope.
@@ -117,7 +121,7 @@ def parse_scope(text: str) -> Scope:
     kind, at, modifiers = text.partition("@")
     mend = f"use one of {', '.join(SCOPE_KINDS)}, with @layer=N, @layers=N or a comma list behind it"
     if kind not in SCOPE_KINDS:
-        raise EditSpecError("invalid_scope", f"edit scope {text!r} is not known", mend)
+        raise EditSpecError("invalid_scope", f"{where}: scope {text!r} is not known", mend)
     layers: list[int] = []
     limits: list[int] = []
     key = None
@@ -125,7 +129,7 @@ def parse_scope(text: str) -> Scope:
         match = _MODIFIER.fullmatch(part)
         key = (match[1] or key) if match else None
         if match is None or key is None or (key == "layers" and match[1] is None):
-            raise EditSpecError("invalid_scope", f"edit scope {text!r}: {part!r} is not a layer modifier", mend)
+            raise EditSpecError("invalid_scope", f"{where}: scope {text!r}: {part!r} is not a layer modifier", mend)
         (layers if key == "layer" else limits).append(int(match[2]))
     return Scope(kind=kind, layers=tuple(sorted(set(layers))), below=max(limits, default=None))
 
@@ -151,7 +155,7 @@ def parse_edit_spec(text: str) -> EditSpec:
             f"write {edit_type}:{form}:<scope> or {edit_type}:{CLEAN}:<scope>",
         )
     *values, scope = fields
-    parse_scope(scope)
+    parse_scope(scope, f"edit spec {text!r}")
     if values == [CLEAN]:
         return EditSpec(text=text, edit_type=edit_type, clean=True, scope=scope)
     keys = {
@@ -198,7 +202,7 @@ def resolve_edit(
     scope = tuned.get("scope", spec.scope)
     if not isinstance(scope, str):
         raise EditSpecError("invalid_scope", f"{what}: scope {scope!r} is not text", mend)
-    parse_scope(scope)
+    parse_scope(scope, what)
     parameters = _parameters(spec.edit_type, tuned, what)
     directory = tuned.get("edit_dir_name") or ""
     if directory and not (isinstance(directory, str) and _DIR_NAME.fullmatch(directory)):

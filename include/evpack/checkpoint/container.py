@@ -77,7 +77,7 @@ def read_header(path: Path) -> dict[str, Slot]:
         size = path.stat().st_size
         with path.open("rb") as handle:
             prefix = handle.read(_LENGTH.size)
-            length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else size
+            length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else MAX_HEADER_BYTES + 1
             if length > min(MAX_HEADER_BYTES, size - len(prefix)):
                 raise CheckpointError(f"{path}: {size} bytes are too few for the header it announces", _MEND)
             header = parse_json(handle.read(length), f"{path} (header)", limit=MAX_HEADER_BYTES)

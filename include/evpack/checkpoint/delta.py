@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,7 +135,7 @@ class DeltaCheckpoint:
 
     def config(self) -> dict[str, Json]:
         """The baseline's config with the overrides."""
-        return {**self.baseline.config(), **self.variant.config_overrides}
+        return {**self.baseline.config(), **copy.deepcopy(self.variant.config_overrides)}
 
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's bytes, as written or as the baseline has it."""

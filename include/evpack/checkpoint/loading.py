@@ -1,7 +1,7 @@
 """A checkpoint, or a variant of one, as a transformers model, without writing it out in full.
 
 transformers fills what it does not find with random weights and only warns. Here every key that was missing,
-left over or of another shape comes back in a report; nothing random stays unnoticed.
+left over or of another shape comes back in a report, and what would be random is NaN.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class LoadingReport:
     """What became of the keys. Names are the model's own, which may differ from those on disk."""
 
     missing: tuple[str, ...]
-    """Parameters that no stored tensor fills: they hold random values."""
+    """Parameters that no stored tensor fills: they hold NaN."""
     unexpected: tuple[str, ...]
     """Stored tensors that the architecture has no place for."""
     mismatched: tuple[str, ...]
-    """Parameters whose stored tensor has another shape: they hold random values."""
+    """Parameters whose stored tensor has another shape: they hold NaN."""
     unexplained: tuple[str, ...]
     """One line per fault of the subject, e.g. ``missing: lm_head.weight``; empty when the model is what was stored."""
 
@@ -84,7 +84,17 @@ def load_model(
             if _is_out_of_memory(error):
                 raise
             raise CheckpointError(f"transformers cannot load this {config.model_type} checkpoint: {error}") from error
-    return model, _report(checkpoint, info)
+    report = _report(checkpoint, info)
+    _poison(model, report)
+    return model, report
+
+
+def _poison(model: Any, report: LoadingReport) -> None:
+    """Turn what transformers filled with random numbers into NaN: no figure can come of it, and none by chance."""
+    values = model.state_dict()
+    for name in (*report.missing, *(line.partition(":")[0] for line in report.mismatched)):
+        if name in values and values[name].is_floating_point():
+            values[name].fill_(float("nan"))
 
 
 def _config(checkpoint: CheckpointLike) -> Any:
@@ -100,7 +110,7 @@ def _config(checkpoint: CheckpointLike) -> Any:
         )
     try:
         return CONFIG_MAPPING[model_type].from_dict(values)
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # the values are not ours, and every family checks them with errors of its own
         raise CheckpointError(f"config.json is no valid {model_type} configuration: {error}") from error
 
 

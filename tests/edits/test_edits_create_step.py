@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import torch  # noqa: TID253
+
+from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
+from evpack.catalog.scenarios import Scenario
+from evpack.checkpoint.profile import build_profile, open_variant, write_profile
+from evpack.errors import BadInput, CheckpointError, DiskFull
+from evpack.home import Home
+from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
+from evpack.rundir import RunDir
+from evpack.steps import create as create_module
+from evpack.steps.base import StepContext
+from evpack.steps.create import create
+
+SPEC = "quant_rtn:4:8:ffn"
+
+
+def scenario(name, **generation):
+    category = "clean" if generation["kind"] == "edit" else "error_injection"
+    strictness = "must_pass" if generation["kind"] == "edit" else "must_detect"
+    return Scenario.model_validate(
+        {"id": name, "category": category, "failure_class": "x", "strictness": strictness, "generation": generation}
+    )
+
+
+SCENARIOS = (
+    scenario("quant", kind="edit", edit_spec=SPEC, version="clean"),
+    scenario("nan", kind="error", error_type="nan_injection"),
+    scenario("meteor", kind="error", error_type="meteor"),
+)
+
+
+@pytest.fixture
+def context(tmp_path, block, checkpoint_of):
+    """The context of a create step over a model that was set up."""
+    run = RunDir(tmp_path / "run")
+    model = run.model("tiny")
+    checkpoint = checkpoint_of(block)
+    model.baseline.parent.mkdir(parents=True)
+    model.baseline.symlink_to(checkpoint.path)
+    write_profile(model.profile, build_profile(checkpoint, model_id="tiny", revision=None))
+    plan = CampaignPlan(
+        suite="s", created_at="2026-01-01T00:00:00Z", evpack_version="0", settings_digest="0", models=(),
+        scenarios=SCENARIOS, steps=(),
+    )  # fmt: skip
+
+    def make(name, edit=None):
+        step = StepPlan(
+            id=step_id(StepType.CREATE, "tiny", name), type=StepType.CREATE, model="tiny", scenario=name, edit=edit
+        )
+        return StepContext(run=run, plan=plan, settings=None, step=step, home=Home(tmp_path / "home"))
+
+    return make
+
+
+def resolved(text=SPEC, tuned=None):
+    return resolve_edit(parse_edit_spec(text), tuned)
+
+
+def test_an_edit_is_published_as_a_delta(context, block):
+    ctx = context("quant", resolved())
+    model = ctx.run.model("tiny")
+    assert create(ctx) == [model.variant("quant")]
+    assert sorted(p.name for p in model.variant("quant").iterdir()) == ["delta.safetensors", "variant.json"]
+    variant = open_variant(model, "quant")
+    assert variant.variant.scenario == "quant"
+    assert len(variant.variant.changed) == 6
+    assert torch.equal(variant.read("model.embed_tokens.weight"), block["model.embed_tokens.weight"])
+
+
+def test_a_fault_comes_from_the_scenarios_error_type(context):
+    ctx = context("nan")
+    create(ctx)
+    variant = open_variant(ctx.run.model("tiny"), "nan").variant
+    assert variant.metadata["error_type"] == "nan_injection"
+    assert variant.declaration is None
+
+
+def test_what_a_killed_attempt_left_is_made_again(context):
+    ctx = context("quant", resolved())
+    [target] = create(ctx)
+    whole = {p.name: p.read_bytes() for p in target.iterdir()}
+    (target / "variant.json").unlink()
+    (target / "delta.safetensors").write_bytes(b"half")
+    assert create(ctx) == [target]
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == whole
+    assert [p.name for p in target.parent.iterdir() if "tmp" in p.name] == []
+
+
+def test_a_skipped_edit_succeeds_without_output(context):
+    ctx = context("quant", resolved("quant_rtn:clean:ffn", {"status": "skipped", "reason": "none passes"}))
+    assert create(ctx) == []
+    assert not ctx.run.model("tiny").variant("quant").exists()
+
+
+def test_nothing_is_left_when_the_edit_cannot_be_made(context):
+    ctx = context("quant", resolved("quant_rtn:4:8:ffn@layer=9"))
+    with pytest.raises(BadInput, match="layer 9"):
+        create(ctx)
+    assert [p.name for p in ctx.run.model("tiny").variant("quant").parent.iterdir()] == ["baseline"]
+
+
+def test_an_unknown_error_type_is_bad_input(context):
+    with pytest.raises(BadInput, match="meteor"):
+        create(context("meteor"))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(context, monkeypatch):
+    def no_room(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(create_module, "apply_edit", no_room)
+    ctx = context("quant", resolved())
+    with pytest.raises(DiskFull, match="no space left"):
+        create(ctx)
+    assert not ctx.run.model("tiny").variant("quant").exists()
+
+
+def test_a_truncated_baseline_is_named(context):
+    ctx = context("quant", resolved())
+    shard = ctx.run.model("tiny").baseline / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
+        create(ctx)
+
+
+def test_a_model_that_was_not_set_up_is_an_error(context):
+    ctx = context("quant", resolved())
+    ctx.run.model("tiny").profile.unlink()
+    with pytest.raises(CheckpointError, match=r"model_profile\.json"):
+        create(ctx)
+
+
+def test_the_variant_says_which_baseline_it_belongs_to(context):
+    ctx = context("nan")
+    [target] = create(ctx)
+    profile = json.loads(ctx.run.model("tiny").profile.read_text())
+    assert json.loads((target / "variant.json").read_text())["baseline_digest"] == profile["checkpoint_digest"]
