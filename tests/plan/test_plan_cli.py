@@ -1,0 +1,74 @@
+"""The commands plan, suites and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from evpack.cli import plan, settings, suites
+from evpack.errors import BadInput
+from evpack.plan.model import load_plan
+from evpack.rundir import RunDir
+from evpack.settings_docs import tuning_page
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NUM_GPUS", "0")
+    monkeypatch.chdir(tmp_path)
+    application = typer.Typer()
+    for module in (plan, suites, settings):
+        module.register(application)
+    return application
+
+
+def output(app: typer.Typer, *words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+FIXTURE = ("plan", "--suite", "fixture", "-p", "min_free_disk_gb=0")
+
+
+def test_plan_shows_and_writes_nothing(app: typer.Typer, tmp_path: Path) -> None:
+    text = output(app, *FIXTURE, "-p", "scenarios=nan_injection")
+    assert "fixture: 0.001 GB, 0 devices, lane cpu_s, 5 steps" in text
+    assert "nan_injection: must_detect, 1 runs" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_writes_a_run_directory(app: typer.Typer, tmp_path: Path) -> None:
+    assert "planned in" in output(app, *FIXTURE, "--out", "run")
+    assert load_plan(RunDir(tmp_path / "run")).suite == "fixture"
+    assert "planned in" in output(app, "plan", "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [("seq_len", "not name=value"), ("=3", "not name=value"), ("preview_windows=-4", "preview_windows='-4'")],
+)
+def test_plan_refuses_bad_params(app: typer.Typer, item: str, said: str) -> None:
+    result = CliRunner().invoke(app, [*FIXTURE, "-p", item])
+    assert isinstance(result.exception, BadInput) and said in result.exception.what
+
+
+def test_text_too_short_is_refused(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Four score and seven years ago. " * 20)
+    result = CliRunner().invoke(app, [*FIXTURE, "-p", f"text_path={tmp_path / 'short.txt'}", "--out", "run"])
+    assert isinstance(result.exception, BadInput)
+    assert not (tmp_path / "run").exists()
+
+
+def test_suites_are_listed(app: typer.Typer) -> None:
+    assert "mistralai/Mixtral-8x7B-v0.1" in output(app, "suites")
+    assert "magnitude_prune:clean:ffn" in output(app, "suites", "demo")
+
+
+def test_settings_commands(app: typer.Typer) -> None:
+    assert '"seq_len": 64' in output(app, "settings", "show", "--suite", "fixture", "-p", "seq_len=64")
+    assert output(app, "settings", "docs") == tuning_page()
