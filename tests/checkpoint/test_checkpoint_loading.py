@@ -175,3 +175,21 @@ def test_loading_leaves_the_digests_alone(family):
     before = checkpoint.digest()
     load_model(checkpoint, torch.float32)
     assert checkpoint.digest() == before == Checkpoint(checkpoint.path).digest()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "name"),
+    [
+        ("mistral", {"tie_word_embeddings": False}, "model.layers.1.mlp.down_proj.weight"),
+        ("mixtral", {"num_local_experts": 4}, "model.layers.0.block_sparse_moe.experts.2.w2.weight"),
+    ],
+)
+def test_a_tensor_that_cannot_be_read_while_loading_is_named(family, variant, model_type, options, name):
+    checkpoint = Checkpoint(family(model_type, **options))
+    delta = variant(checkpoint, {name: lambda t: t * 3})
+    file = delta.path / "delta.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}.* digest"):
+        load_model(delta, torch.float32)
