@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from evpack_plugin import EvpackPlugin, SmallFirst
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.airflow.config import MAX_MAP_LENGTH
 from evpack.airflow.factory import WEIGHT_RULE, build_dags
 from evpack.plan.lanes import LANES
+from evpack_plugin import EvpackPlugin, SmallFirst
 
 GROUP_OF = {
     "setup_baseline": "models",

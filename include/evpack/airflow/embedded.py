@@ -267,10 +267,10 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 def _state(deployment: Deployment) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(deployment.state.read_text(encoding="utf-8"))
+        document = json.loads(deployment.state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return document
+    return document if isinstance(document, dict) else {}
 
 
 def _log_file(deployment: Deployment, name: str) -> Path:

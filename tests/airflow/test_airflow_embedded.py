@@ -1,0 +1,175 @@
+"""The embedded Airflow's configuration, its secrets, and what it finds of a killed predecessor."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from filelock import FileLock
+
+from evpack.airflow import embedded
+from evpack.airflow.client import Client, Endpoint
+from evpack.airflow.config import Deployment
+from evpack.errors import BadInput, Transient
+from evpack.home import Home
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Deployment:
+    found = Deployment.locate(Home(tmp_path / "home"), {})
+    found.root.mkdir(parents=True)
+    return found
+
+
+def read(deployment: Deployment) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(deployment.config_file)
+    return parser
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_secrets_are_private_and_outlive_a_new_configuration(fresh: Deployment) -> None:
+    fresh.write_config(port=1234, slots=3, schedules=False)
+    first, password = read(fresh), fresh.password()
+    fresh.write_config(port=4321, slots=3, schedules=True)
+    second = read(fresh)
+    for section, option in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):
+        assert first[section][option] == second[section][option] != ""
+    assert second["core"]["execution_api_server_url"] == "http://127.0.0.1:4321/execution/"
+    assert second["scheduler"]["use_job_schedule"] == "True"
+    assert fresh.password() == password
+    assert mode(fresh.config_file) == mode(fresh.passwords) == 0o600
+
+
+def test_the_environment_names_this_deployment_only(fresh: Deployment) -> None:
+    environ = fresh.environ({"PATH": "/bin", "AIRFLOW__CORE__EXECUTOR": "Other", "_AIRFLOW_X": "1"})
+    assert environ == {
+        "PATH": "/bin",
+        "AIRFLOW_HOME": str(fresh.root),
+        "AIRFLOW_CONFIG": str(fresh.config_file),
+        "EVPACK_HOME": str(fresh.home.root),
+        "EVPACK_PROJECT": str(fresh.project),
+    }
+
+
+def test_quick_runs_have_a_database_of_their_own(fresh: Deployment) -> None:
+    quick = Deployment.locate(fresh.home, {}, quick=True)
+    assert quick.root != fresh.root
+    assert quick.lock != fresh.lock
+
+
+def test_a_project_without_dags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="dags"):
+        Deployment.locate(Home(tmp_path), {"EVPACK_PROJECT": str(tmp_path)})
+
+
+def test_leftovers_of_a_killed_predecessor_are_stopped(fresh: Deployment) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "inner = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], process_group=0)\n"
+        "print(inner.pid, flush=True)\n"
+        "inner.wait()\n"
+    )
+    leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert leader.stdout is not None
+    inner = psutil.Process(int(leader.stdout.readline()))
+    started = psutil.Process(leader.pid).create_time()
+    leader.kill()
+    leader.wait()
+    assert inner.is_running()
+    fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": leader.pid, "started": started}]}))
+    told: list[str] = []
+    assert embedded.stop_leftovers(fresh, told.append) == 1
+    psutil.wait_procs([inner], timeout=30)
+    assert not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE
+    assert len(told) == 1
+    assert not fresh.state.exists()
+
+
+def test_a_session_id_that_was_given_again_is_left_alone(fresh: Deployment) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        later = psutil.Process(other.pid).create_time() + 3600
+        fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": other.pid, "started": later}]}))
+        assert embedded.stop_leftovers(fresh) == 0
+        assert other.poll() is None
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"sessions": []}'])
+def test_a_damaged_state_file_is_no_obstacle(fresh: Deployment, text: str) -> None:
+    fresh.state.write_text(text)
+    assert embedded.stop_leftovers(fresh) == 0
+
+
+def test_a_component_that_dies_shows_the_tail_of_its_log(fresh: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVPACK_PROJECT", str(fresh.project))
+    (fresh.root / "airflow.db").write_text("this is no database")
+    with pytest.raises(Transient, match=r"scheduler ended with code \d+\n(.*\n)*.*database"):
+        with embedded.running(fresh, print):
+            pytest.fail("it cannot have started")
+    assert not fresh.state.exists()
+
+
+def test_a_second_service_in_one_home_is_refused(fresh: Deployment) -> None:
+    with FileLock(fresh.lock), pytest.raises(BadInput, match="already"), embedded.running(fresh, print, up=True):
+        pytest.fail("it cannot have started")
+
+
+def answering(handler: object) -> Client:
+    return Client(Endpoint("http://a", "admin", "p"), httpx.MockTransport(handler))  # type: ignore[arg-type]
+
+
+def test_the_client_logs_in_once_and_repeats_the_request() -> None:
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path)
+        if request.url.path == "/auth/token":
+            return httpx.Response(201, json={"access_token": "t"})
+        if request.headers.get("Authorization") != "Bearer t":
+            return httpx.Response(401)
+        return httpx.Response(200, json={"state": "running"})
+
+    with answering(handler) as client:
+        assert client.run_state("d", "r") == "running"
+        assert client.run_state("d", "r") == "running"
+    assert seen.count("/auth/token") == 1
+
+
+def test_refused_parameters_are_the_operators_fault() -> None:
+    with answering(lambda _: httpx.Response(400, json={"detail": "'nope' is not one of"})) as client:
+        with pytest.raises(BadInput, match="'nope' is not one of"):
+            client.trigger("d", "r", {"suite": "nope"})
+
+
+def test_a_silent_server_has_no_health() -> None:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with answering(handler) as client:
+        assert client.health() == {}
+
+
+def test_pages_of_tasks_are_joined() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        page = [{"task_id": f"t{n}"} for n in range(offset, min(offset + 100, 130))]
+        return httpx.Response(200, json={"task_instances": page, "total_entries": 130})
+
+    with answering(handler) as client:
+        assert len(client.tasks("d", "r")) == 130
+
+
+def test_no_airflow_variable_of_the_test_session_leaks(fresh: Deployment) -> None:
+    assert os.environ["AIRFLOW_HOME"] != fresh.environ()["AIRFLOW_HOME"]
