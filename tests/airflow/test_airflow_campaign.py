@@ -24,7 +24,7 @@ from evpack.steps.state import Marker, read_marker
 
 pytestmark = pytest.mark.airflow
 
-SCENARIOS = ("quant_8bit_clean", "prune_50pct_stress", "nan_injection")
+SCENARIOS = ("quant_clean", "prune_50pct_stress", "nan_injection")
 CELL = "fixture.prune_50pct_stress.evaluate"
 RUNS = ("clean_edit_runs=1", "stress_edit_runs=1", "drift_calibration_runs=1")
 DEADLINE_S = 300.0

@@ -19,7 +19,7 @@ from evpack.runtime import process
 pytestmark = pytest.mark.airflow
 
 FAKE = Path(__file__).with_name("fake_step.py")
-SCENARIOS = ["quant_8bit_clean", "nan_injection"]
+SCENARIOS = ["quant_clean", "nan_injection"]
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,7 @@ def test_plan_fails(dag: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_one_cell_fails_and_the_other_is_evaluated(
-    dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_cell_fails_and_the_other_is_evaluated(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = {f"fixture.{SCENARIOS[0]}.create": int(StepExit.PERMANENT)}
     monkeypatch.setenv("FAKE_STEP_FAILS", json.dumps(fails))
     state, tasks = play(dag, tmp_path / "run")
@@ -119,7 +117,9 @@ def test_selection_fails(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_second_run_on_the_directory_keeps_the_plan(dag: Any, tmp_path: Path) -> None:
     play(dag, tmp_path / "run")
     before = load_plan(RunDir(tmp_path / "run")).digest()
-    state, tasks = play(dag, tmp_path / "run", resume=str(tmp_path / "run"), output_dir=None, suite=None, scenarios=None)
+    state, tasks = play(
+        dag, tmp_path / "run", resume=str(tmp_path / "run"), output_dir=None, suite=None, scenarios=None
+    )
     assert state == "failed"
     assert tasks["cpu_s.cells.evaluate"] == {"success": 2}
     assert load_plan(RunDir(tmp_path / "run")).digest() == before

@@ -117,8 +117,8 @@ def test_demo_and_fixture_are_small_campaigns(home: Home) -> None:
 
 
 def test_scenarios_by_id_keep_manifest_order() -> None:
-    chosen = chosen_scenarios(settings(suite="demo", scenarios="nan_injection,prune_12pct_clean"))
-    assert [scenario.id for scenario in chosen.scenarios] == ["prune_12pct_clean", "nan_injection"]
+    chosen = chosen_scenarios(settings(suite="demo", scenarios="nan_injection,prune_clean"))
+    assert [scenario.id for scenario in chosen.scenarios] == ["prune_clean", "nan_injection"]
 
 
 def test_unknown_scenario_lists_the_known() -> None:
@@ -140,4 +140,4 @@ def test_scenarios_without_runs_are_left_out() -> None:
 def test_runs_follow_the_settings() -> None:
     chosen = settings(suite="demo", clean_edit_runs=4, stress_edit_runs=1)
     runs = {scenario.id: runs_of(scenario, chosen) for scenario in chosen_scenarios(chosen).scenarios}
-    assert runs["prune_12pct_clean"] == 4 and runs["prune_50pct_stress"] == 1 and runs["nan_injection"] == 1
+    assert runs["prune_clean"] == 4 and runs["prune_50pct_stress"] == 1 and runs["nan_injection"] == 1

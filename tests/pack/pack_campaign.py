@@ -46,7 +46,7 @@ SETTINGS = Settings(
     stress_edit_runs=2,
     guards_order=("invariants",),
 )
-SHIFTS = {"quant_8bit_clean": 0.001, "prune_12pct_clean": 0.005, "prune_50pct_stress": 0.4, "scale_explosion": 2.0}
+SHIFTS = {"quant_clean": 0.001, "prune_clean": 0.005, "prune_50pct_stress": 0.4, "scale_explosion": 2.0}
 """Mean log-loss difference per scenario, nats per token; nan_injection has no finite loss."""
 SOURCE = {
     "uri": "https://example.org/project.git",

@@ -28,7 +28,7 @@ def strict(pack: Path, fingerprint: str | None) -> Any:
 
 def test_a_pack_holds_the_evidence_and_no_weights(campaign: Campaign, signing_key: Path) -> None:
     (campaign.model.windows / "tokens.safetensors").write_bytes(b"tokens")
-    (campaign.model.variant("quant_8bit_clean") / "delta.safetensors").write_bytes(b"weights")
+    (campaign.model.variant("quant_clean") / "delta.safetensors").write_bytes(b"weights")
     built = build(campaign.run, key=signing_key)
     names = set(tree_digests(built.path))
     assert not any(name.endswith(".safetensors") for name in names)
@@ -49,9 +49,9 @@ def test_a_pack_holds_the_evidence_and_no_weights(campaign: Campaign, signing_ke
         f"state/models/{model}/schedule.json",
         f"state/models/{model}/variants/nan_injection.json",
         f"reports/{model}/calibration/run_3/records.json",
-        f"reports/{model}/quant_8bit_clean/run_3/evaluation.report.json",
-        f"reports/{model}/quant_8bit_clean/run_3/runtime.manifest.json",
-        f"reports/{model}/quant_8bit_clean/run_3/records.json",
+        f"reports/{model}/quant_clean/run_3/evaluation.report.json",
+        f"reports/{model}/quant_clean/run_3/runtime.manifest.json",
+        f"reports/{model}/quant_clean/run_3/records.json",
         f"reports/{model}/errors/nan_injection/evaluation.report.json",
     } <= names
 
@@ -183,7 +183,7 @@ def _mild(campaign: Campaign, run: int) -> None:
     scenario = campaign.plan.scenario("prune_50pct_stress")
     records = campaign.records
     campaign.records = lambda which, number: (  # type: ignore[method-assign]
-        records(campaign.plan.scenario("quant_8bit_clean"), number).model_copy(update={"scenario": scenario.id})
+        records(campaign.plan.scenario("quant_clean"), number).model_copy(update={"scenario": scenario.id})
     )
     try:
         campaign.report(scenario, run)
@@ -200,7 +200,7 @@ def test_an_incomplete_campaign_is_packed_and_its_pack_verifies(campaign: Campai
 
 
 def test_an_unreadable_report_is_packed_as_it_is_and_counted(campaign: Campaign, signing_key: Path) -> None:
-    report = campaign.model.report("quant_8bit_clean", "clean", 2) / layout.REPORT
+    report = campaign.model.report("quant_clean", "clean", 2) / layout.REPORT
     report.write_bytes(b"half a rep")
     campaign.finish()
     built = build(campaign.run, key=signing_key)
@@ -218,7 +218,7 @@ def test_a_campaign_without_any_report_is_packed(campaign: Campaign, signing_key
 
 
 def test_evidence_that_contradicts_itself_is_not_sealed(campaign: Campaign, signing_key: Path) -> None:
-    report = campaign.model.report("quant_8bit_clean", "clean", 2) / layout.REPORT
+    report = campaign.model.report("quant_clean", "clean", 2) / layout.REPORT
     value = json.loads(report.read_bytes())
     value["primary_metric"]["ratio_vs_baseline"] = 0.9
     report.write_bytes(pretty_json(value))

@@ -46,9 +46,9 @@ def test_steps_of_one_model(make_settings: MakeSettings, home: Home) -> None:
     assert len(plan.steps) == 3 + 2 * 5 + 3
     assert plan.step("tiny.calibrate").runs == (1, 2, 3)
     assert plan.step("tiny.derive_preset").needs == ("tiny.calibrate",)
-    evaluate = plan.step("tiny.quant_8bit_clean.evaluate")
+    evaluate = plan.step("tiny.quant_clean.evaluate")
     assert evaluate.runs == (1, 2, 3) and evaluate.edit is None
-    assert evaluate.needs == ("tiny.quant_8bit_clean.create", "tiny.derive_preset")
+    assert evaluate.needs == ("tiny.quant_clean.create", "tiny.derive_preset")
     assert plan.step("tiny.prune_50pct_stress.evaluate").runs == (1, 2)
     assert plan.step("tiny.nan_injection.evaluate").runs == (1,)
     assert plan.step("tiny.nan_injection.create").edit is None
@@ -58,7 +58,7 @@ def test_steps_of_one_model(make_settings: MakeSettings, home: Home) -> None:
 
 def test_edits_are_resolved_in_the_plan(make_settings: MakeSettings, home: Home) -> None:
     plan = build_plan(make_settings(), home, NOW).plan
-    clean, stress = (plan.step(f"tiny.{name}.create").edit for name in ("quant_8bit_clean", "prune_50pct_stress"))
+    clean, stress = (plan.step(f"tiny.{name}.create").edit for name in ("quant_clean", "prune_50pct_stress"))
     assert clean is not None and (clean.bits, clean.group_size, clean.scope) == (8, 0, "ffn")
     assert stress is not None and (stress.sparsity, stress.scope, stress.edit_dir_name) == (
         0.5,
@@ -89,7 +89,7 @@ def test_counts_follow_the_settings(make_settings: MakeSettings, home: Home, tmp
     base = {"models": make_settings().models}
     plan = build_plan(make_settings(**base, run_error_injection=False, clean_edit_runs=1), home, NOW).plan
     assert [scenario.category.value for scenario in plan.scenarios] == ["clean", "clean", "stress"]
-    assert plan.step("tiny.prune_12pct_clean.evaluate").runs == (1,)
+    assert plan.step("tiny.prune_clean.evaluate").runs == (1,)
     only = build_plan(make_settings(**base, scenarios="nan_injection", tuned_edit_params_file=None), home, NOW).plan
     assert [scenario.id for scenario in only.scenarios] == ["nan_injection"]
 
@@ -99,7 +99,7 @@ def test_time_limits_by_reference_name(make_settings: MakeSettings, home: Home) 
     plan = build_plan(make_settings(task_timeouts=limits, task_timeout_default=9), home, NOW).plan
     shown = {
         name: plan.step(name).timeout_s
-        for name in ("tiny.nan_injection.create", "tiny.prune_12pct_clean.create", "tiny.calibrate", "build_pack")
+        for name in ("tiny.nan_injection.create", "tiny.prune_clean.create", "tiny.calibrate", "build_pack")
     }
     assert list(shown.values()) == [5, 6, None, 9]
 
