@@ -35,8 +35,9 @@ def test_no_op_is_accepted_with_a_degenerate_interval(records) -> None:
     losses = [3.0 + i / 100 for i in range(32)]
     found = assess(records(losses), records(losses, side="baseline"), SMALL)
     metric = found.primary_metric
-    assert (metric["ratio_vs_baseline"], metric["ci"], metric["display_ci"]) == (1.0, [0.0, 0.0], [1.0, 1.0])
-    assert metric["degenerate"] and found.outcome == "accept"
+    for block, ratio in ((metric, metric["ratio_vs_baseline"]), (metric["pooled"], metric["pooled"]["ratio"])):
+        assert (ratio, block["ci"], block["display_ci"], block["degenerate"]) == (1.0, [0.0, 0.0], [1.0, 1.0], True)
+    assert found.outcome == "accept"
     assert found.validation == {
         "primary_metric_acceptable": True,
         "preview_final_drift_acceptable": True,
@@ -49,11 +50,16 @@ def test_known_answer_with_two_windows_per_arm(records) -> None:
     base = [1.0, 1.0, 2.0, 2.0]
     subject = [1.0, 1.02, 2.04, 2.06]
     metric = assess(records(subject), records(base, side="baseline"), SMALL).primary_metric
-    assert metric["ratio_vs_baseline"] == pytest.approx(math.exp(0.03))
-    assert metric["ci"] == pytest.approx([0.03 - 0.0410851, 0.03 + 0.0410851], abs=1e-6)
+    assert metric["pooled"]["ratio"] == pytest.approx(math.exp(0.03))
+    assert metric["pooled"]["pairs"] == 4
+    assert metric["pooled"]["ci"] == pytest.approx([0.03 - 0.0410851, 0.03 + 0.0410851], abs=1e-6)
     assert metric["preview"] == pytest.approx(math.exp(1.01))
     assert metric["final"] == pytest.approx(math.exp(2.05))
-    assert metric["ratio_final"] == pytest.approx(math.exp(0.05))
+    # final windows alone: 0.04, 0.06, sd 0.0141421, t(1) 12.7062047, half width 0.1270620
+    assert metric["ratio_vs_baseline"] == pytest.approx(math.exp(0.05))
+    assert metric["ratio_vs_baseline"] == pytest.approx(metric["final"] / metric["baseline_final"])
+    assert metric["ci"] == pytest.approx([0.05 - 0.1270620, 0.05 + 0.1270620], abs=1e-6)
+    assert metric["display_ci"] == pytest.approx([math.exp(bound) for bound in metric["ci"]])
     assert metric["drift"] == pytest.approx(math.exp(1.04))
     assert metric["relative_drift"] == pytest.approx(math.exp(0.04))
 
@@ -89,7 +95,7 @@ def test_tokens_weigh_the_metric(records) -> None:
         records([1.0, 1.0, 1.0, 1.0], side="baseline", tokens=tokens),
         SMALL,
     )
-    assert math.log(found.primary_metric["ratio_vs_baseline"]) == pytest.approx(0.75)
+    assert math.log(found.primary_metric["pooled"]["ratio"]) == pytest.approx(0.75)
     assert found.dataset_stats["paired_delta_summary"]["mean_unweighted"] == pytest.approx(0.5)
 
 
@@ -100,7 +106,8 @@ def test_one_broken_window_degrades_and_rejects_and_nothing_is_invented(records)
     found = assess(records(broken), baseline, SMALL)
     metric = found.primary_metric
     assert found.outcome == "reject" and metric["degraded"] and metric["invalid"]
-    assert metric["preview"] is None and metric["ratio_vs_baseline"] is None and metric["ci"] is None
+    assert metric["preview"] is None and metric["pooled"]["ratio"] is None and metric["pooled"]["ci"] is None
+    assert metric["ratio_vs_baseline"] == pytest.approx(metric["final"] / metric["baseline_final"])
     assert metric["final"] is not None
     assert metric["degraded_reason"] == "non_finite_pm:1 windows:loss is nan"
     assert not found.validation["primary_metric_acceptable"]
@@ -163,7 +170,7 @@ def test_records_that_do_not_pair_say_nothing_about_the_subject(records, baselin
     assert found.outcome == "inconclusive"
     assert metric["invalid"] and not metric["degraded"] and metric["ratio_vs_baseline"] is None
     assert not found.validation["primary_metric_acceptable"]
-    assert found.dataset_stats["paired_windows"] == 0
+    assert found.dataset_stats["paired_windows"] == found.dataset_stats["paired_windows_pooled"] == 0
     assert not found.tail["evaluated"]
 
 
@@ -287,7 +294,7 @@ def test_outcome_follows_the_interval(raw, ours, theirs) -> None:
     subject = WindowRecords.parse(canonical_json(raw(ours[:n])), "s")
     baseline = WindowRecords.parse(canonical_json(raw(theirs[:n], side="baseline")), "b")
     found = assess(subject, baseline, SMALL)
-    low, high = found.primary_metric["ci"]
+    low, high = found.primary_metric["pooled"]["ci"]
     limit = math.log(1.10 + 0.002)
     expected = "accept" if high <= limit and low >= math.log(0.95) else "reject" if low > limit else "inconclusive"
     assert found.outcome == expected

@@ -115,6 +115,8 @@ FORGERIES = [
     ("primary_metric.ratio_vs_baseline", lambda v: v * (1 + 1e-9)),
     ("primary_metric.ci", lambda v: [v[0], v[1] / 2]),
     ("primary_metric.display_ci", None),
+    ("primary_metric.pooled.ratio", 0.9),
+    ("primary_metric.pooled.display_ci", [0.9, 1.0]),
     ("primary_metric.outcome", "reject"),
     ("primary_metric.degraded", True),
     ("primary_metric.degraded", 0),

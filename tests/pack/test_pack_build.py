@@ -268,7 +268,7 @@ def test_markup_in_a_value_stays_text() -> None:
 
     verdict = {"verdict": "FAIL", "failed_requirements": [{"requirement": "x", "message": "<script>alert(1)</script>"}]}
     page = render_verdict(
-        "<b>", verdict, [{"meta": {"model_name": "<img>"}, "primary_metric": {"ratio_vs_baseline": None}}]
+        "<b>", verdict, [{"meta": {"model_name": "<img>"}, "primary_metric": {"pooled": {"ratio": None}}}]
     )
     assert "<script>" not in page and "<img>" not in page and "&lt;script&gt;" in page and "not finite" in page
 

@@ -8,6 +8,7 @@ above the limit, or the metric is degraded), else inconclusive.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,7 +38,9 @@ class Assessment:
         return outcome
 
 
-def paired_differences(subject: WindowRecords, baseline: WindowRecords) -> tuple[list[float], list[float]]:
+def paired_differences(
+    subject: WindowRecords, baseline: WindowRecords, arms: Sequence[Arm] = ARMS
+) -> tuple[list[float], list[float]]:
     """Log-loss differences per predicted token (nats) and predicted tokens, in the subject's window order.
 
     Windows whose loss is not finite are left out; records that do not pair give empty lists.
@@ -48,7 +51,7 @@ def paired_differences(subject: WindowRecords, baseline: WindowRecords) -> tuple
     differences, weights = [], []
     for window in subject.windows:
         reference = theirs[window.arm, window.id]
-        if window.nll_sum is not None and reference is not None:
+        if window.arm in arms and window.nll_sum is not None and reference is not None:
             differences.append((window.nll_sum - reference) / window.predicted_tokens)
             weights.append(float(window.predicted_tokens))
     return differences, weights
@@ -87,14 +90,22 @@ def assess(
 
 
 class _Metric:
-    """Perplexity of the subject relative to the baseline, over preview and final windows pooled."""
+    """Perplexity of the subject relative to the baseline.
+
+    The gates go by preview and final windows pooled (twice the windows, a narrower interval). The final windows alone
+    give the figures that the reference's report has under the same names, see docs/decisions/0007-pooled-ratio.md.
+    """
 
     def __init__(self, subject: WindowRecords, baseline: WindowRecords, policy: Policy, reason: str | None) -> None:
         self.policy = policy
         self.pairing = reason
         self.broken = [w for w in subject.windows if w.nll_sum is None]
         self.finite = paired_differences(subject, baseline)
-        self.interval: Interval = paired_t_interval(*(([], []) if self.broken else self.finite))
+        nothing: tuple[list[float], list[float]] = ([], [])
+        self.interval: Interval = paired_t_interval(*(nothing if self.broken else self.finite))
+        broken_final = any(w.arm == "final" for w in self.broken)
+        final = nothing if broken_final else paired_differences(subject, baseline, ("final",))
+        self.final_interval: Interval = paired_t_interval(*final)
         self.loss = {arm: _mean_loss(subject, arm) for arm in ARMS}
         self.reference = {arm: _mean_loss(baseline, arm) for arm in ARMS}
         self.perplexity = {arm: _exp(self.loss[arm]) for arm in ARMS}
@@ -167,9 +178,7 @@ class _Metric:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The report's primary_metric block."""
-        bounds = (self.interval.low, self.interval.high)
-        display = [_exp(bound) for bound in bounds]
+        """The report's primary_metric block: the final windows by the reference's names, then the pooled ones."""
         low, high = self.policy.drift_band
         return {
             "kind": "ppl_causal",
@@ -182,16 +191,12 @@ class _Metric:
             "analysis_point_final": self.loss["final"],
             "baseline_preview": _exp(self.reference["preview"]),
             "baseline_final": _exp(self.reference["final"]),
-            "ratio_vs_baseline": self.ratio,
-            "ratio_basis": "preview_and_final_pooled",
-            "ratio_final": self.ratio_final,
-            "ci": None if None in bounds else list(bounds),
-            "display_ci": None if None in display else display,
+            "ratio_vs_baseline": self.ratio_final,
+            **_bounds(self.final_interval),
+            "pooled": {"ratio": self.ratio, **_bounds(self.interval)},
+            "gating_basis": "pooled",
             "method": "paired_student_t",
             "alpha": 0.05,
-            "pairs": self.interval.n,
-            "degenerate": self.interval.degenerate,
-            "no_interval_reason": self.interval.reason,
             "acceptance_range": {"min": self.minimum, "max": self.limit, "max_with_hysteresis": self.limit_applied},
             "drift": self.raw_drift,
             "baseline_drift": self.baseline_drift,
@@ -204,6 +209,19 @@ class _Metric:
             "invalid": self.degraded or self.pairing is not None,
             "invalid_reason": self.pairing or self.degraded_reason,
         }
+
+
+def _bounds(interval: Interval) -> dict[str, Any]:
+    """An interval as a report shows it: `ci` in nats per token, `display_ci` as a ratio."""
+    log = (interval.low, interval.high)
+    ratio = [_exp(bound) for bound in log]
+    return {
+        "ci": None if None in log else list(log),
+        "display_ci": None if None in ratio else ratio,
+        "pairs": interval.n,
+        "degenerate": interval.degenerate,
+        "no_interval_reason": interval.reason,
+    }
 
 
 def _dataset_stats(
@@ -223,7 +241,8 @@ def _dataset_stats(
         "coverage": coverage,
         "tokens": _token_floor(sum(w.predicted_tokens for w in subject.windows), policy, available, coverage["ok"]),
         "pairing": "paired_baseline",
-        "paired_windows": 0 if reason else len(subject.windows),
+        "paired_windows": 0 if reason else counts["final"],
+        "paired_windows_pooled": 0 if reason else len(subject.windows),
         "window_match_fraction": match_fraction(subject, baseline),
         "window_overlap_fraction": overlap_fraction(subject),
         "window_pairing_reason": reason,
@@ -243,7 +262,7 @@ def _token_floor(used: int, policy: Policy, available: int | None, covered: bool
 def _confidence(metric: dict[str, Any], acceptable: bool, policy: Policy) -> dict[str, Any]:
     """How narrow the ratio's interval is; an unstable measurement is never High."""
     threshold = policy.number("metrics.confidence.ratio_width")
-    bounds = metric["display_ci"]
+    bounds = metric["pooled"]["display_ci"]
     width = None if bounds is None else bounds[1] - bounds[0]
     label = "Low"
     if width is not None and width <= 2 * threshold:

@@ -26,13 +26,14 @@ def render_verdict(suite: str, verdict: Mapping[str, Any], reports: Sequence[Map
 
 def _row(report: Mapping[str, Any]) -> dict[str, Any]:
     meta, metric = report.get("meta") or {}, report.get("primary_metric") or {}
-    interval = metric.get("display_ci")
+    pooled = metric.get("pooled") or {}
+    interval = pooled.get("display_ci")
     return {
         "model": meta.get("model_name", ""),
         "scenario": meta.get("scenario", ""),
         "run": meta.get("run", ""),
         "expected": meta.get("strictness", ""),
-        "ratio": _number(metric.get("ratio_vs_baseline")),
+        "ratio": _number(pooled.get("ratio")),
         "interval": f"{_number(interval[0])} to {_number(interval[1])}" if interval else "",
         "outcome": metric.get("outcome", ""),
         "invariants": (report.get("invariants") or {}).get("status", ""),

@@ -284,7 +284,7 @@ def _files(
         ),
     )
     metric = report["primary_metric"]
-    log.info("%s run %d: %s, ratio %s", scenario.id, records.run, metric["outcome"], metric["ratio_vs_baseline"])
+    log.info("%s run %d: %s, ratio %s", scenario.id, records.run, metric["outcome"], metric["pooled"]["ratio"])
     report_data = pretty_json(report)
     manifest = runtime_manifest(ctx, facts, report_data, ctx.run.preset(bench.plan.name), now)
     files = {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), "records.json": data}

@@ -37,7 +37,9 @@ class RunOutcome:
     outcome: str = ""
     """accept, reject or inconclusive, of the primary metric."""
     ratio: float | None = None
+    """Perplexity relative to the baseline, over the windows that gate (preview and final pooled)."""
     display_ci: tuple[float, float] | None = None
+    """Its 95 % interval."""
     passed: bool = False
     """Metric accepted and every gate that applies passed."""
     reasons: tuple[str, ...] = ()
@@ -91,12 +93,12 @@ def judge(
         REMEDIATION: bool(remediations) or any(by_remediation),
         DETECTED_SHIFT: metric.get("detected_shift") is True,
     }
-    interval = metric["display_ci"]
+    interval = metric["pooled"]["display_ci"]
     return RunOutcome(
         key,
         path,
         outcome=metric["outcome"],
-        ratio=metric["ratio_vs_baseline"],
+        ratio=metric["pooled"]["ratio"],
         display_ci=None if interval is None else (interval[0], interval[1]),
         passed=metric["outcome"] == "accept" and not flips and not metric["degraded"] and not metric["invalid"],
         reasons=tuple(_reasons(report, flips)),
