@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from evpack.checkpoint.container import ContainerWriter, info_of, same_bytes, tensor_sha256
+from evpack.checkpoint.container import ContainerWriter, TensorInfo, info_of, same_bytes, tensor_sha256
 from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE, ChangedTensor, DeltaCheckpoint, VariantManifest
 from evpack.checkpoint.reader import CheckpointLike
 from evpack.errors import BrokenContract, CheckpointError
@@ -27,32 +27,41 @@ class VariantWriter:
         directory: where delta.safetensors and variant.json go.
         baseline: the checkpoint the variant is made from.
         candidates: names that may be put; the header is sized for them.
+        added: the same of tensors that the baseline does not have.
     """
 
-    def __init__(self, directory: Path, baseline: CheckpointLike, candidates: Iterable[str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        baseline: CheckpointLike,
+        candidates: Iterable[str],
+        added: Mapping[str, TensorInfo] | None = None,
+    ) -> None:
         self._directory = directory
         self._baseline = baseline
-        self._container = ContainerWriter(directory / DELTA_FILE, ((name, baseline.info(name)) for name in candidates))
+        known = {name: baseline.info(name) for name in candidates}
+        self._container = ContainerWriter(directory / DELTA_FILE, (known | dict(added or {})).items())
         self._changed: dict[str, ChangedTensor] = {}
 
-    def put(self, name: str, before: torch.Tensor, after: torch.Tensor) -> bool:
+    def put(self, name: str, before: torch.Tensor | None, after: torch.Tensor) -> bool:
         """Store a tensor if its bytes changed.
 
         Args:
-            before: what the baseline's `read` gave.
+            before: what the baseline's `read` gave; None for an added tensor.
             after: its replacement, same type.
 
         Returns:
             Whether the bytes changed.
         """
-        if before.dtype != after.dtype:
-            raise BrokenContract(f"tensor {name!r} would change from {before.dtype} to {after.dtype}")
-        if same_bytes(before, after):
-            return False
+        if before is not None:
+            if before.dtype != after.dtype:
+                raise BrokenContract(f"tensor {name!r} would change from {before.dtype} to {after.dtype}")
+            if same_bytes(before, after):
+                return False
         info = info_of(after)
         self._container.add(name, after)
         self._changed[name] = ChangedTensor(
-            before_sha256=self._baseline.tensor_digest(name),
+            before_sha256=None if before is None else self._baseline.tensor_digest(name),
             after_sha256=tensor_sha256(after),
             dtype=info.dtype,
             shape=info.shape,
