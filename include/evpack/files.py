@@ -119,6 +119,16 @@ def _deeper_than(value: Json, limit: int) -> bool:
     return bool(level)
 
 
+def portable(value: Json) -> Json:
+    """The same value with every absolute path cut to its last name: what may leave this machine, and what digests of
+    campaigns are taken over, so that the copy that left has the digest of the original."""
+    if isinstance(value, dict):
+        return {key: portable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [portable(inner) for inner in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
+
+
 def read_json(path: Path) -> Json:
     """`parse_json` of a whole file.
 

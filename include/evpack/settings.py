@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import digest_json, parse_json
+from evpack.files import digest_json, parse_json, portable
 from evpack.settings_types import (
     Count,
     FilePath,
@@ -151,6 +151,17 @@ class Settings(BaseModel):
     model_6: Annotated[str | None, Var(MODELS, "MODEL_6", _MODEL, PLAN, empty_counts=True)] = None
     model_7: Annotated[str | None, Var(MODELS, "MODEL_7", _MODEL, PLAN, empty_counts=True)] = None
     model_8: Annotated[str | None, Var(MODELS, "MODEL_8", _MODEL, PLAN, empty_counts=True)] = None
+    convert_pickle: Annotated[
+        bool,
+        Var(
+            *(MODELS, "PACK_CONVERT_PICKLE", "Convert a checkpoint that has no safetensors from its pickles."),
+            "plan, setup_baseline",
+        ),
+    ] = False
+    allow_remote_code: Annotated[
+        bool,
+        Var(MODELS, "INVARLOCK_ALLOW_REMOTE_CODE", "Refused when true: no code of others is run.", PLAN),
+    ] = False
     skip_flash_attn: Annotated[bool, Var(MODELS, "SKIP_FLASH_ATTN", "Do not use flash attention.")] = False
     hf_home: Annotated[
         FilePath | None, Var(MODELS, "HF_HOME", "Hugging Face caches; else hf/ in EVPACK_HOME.", "plan, setup_baseline")
@@ -348,8 +359,8 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return digest_json(self.to_json())
+        """SHA-256 of the canonical JSON, directories of this machine left out (`files.portable`)."""
+        return digest_json(portable(self.to_json()))
 
     @classmethod
     def parse(cls, data: bytes, name: str = "state/settings.json") -> Settings:

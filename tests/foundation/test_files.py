@@ -129,3 +129,10 @@ def test_tree_digests_name_every_file(tmp_path: Path) -> None:
     digests = files.tree_digests(tmp_path)
     assert list(digests) == ["a", "sub/b"]
     assert digests["a"] == files.sha256_bytes(b"") == files.sha256_file(tmp_path / "a")
+
+
+def test_what_leaves_the_machine_names_no_directory_and_leaving_twice_changes_nothing() -> None:
+    value = {"path": "/home/me/models/tiny/", "id": "org/tiny", "list": ["/a/b", 1, None], "inner": {"x": "~/c"}}
+    out = files.portable(value)
+    assert out == {"path": "tiny", "id": "org/tiny", "list": ["b", 1, None], "inner": {"x": "~/c"}}
+    assert files.portable(out) == out

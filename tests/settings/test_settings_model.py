@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evpack.errors import BadInput, EvidenceError
+from evpack.files import canonical_json, portable
 from evpack.settings import Settings, given_fields, peek_suite, resolve
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ+secretsecretsecret\n-----END PRIVATE KEY-----\n"
@@ -197,3 +198,11 @@ def test_frozen_settings_come_back_equal(params: dict[str, Any]) -> None:
     again = Settings.parse(json.dumps(settings.to_json()).encode())
     assert again == settings
     assert again.digest() == settings.digest()
+
+
+def test_a_copy_without_directories_has_the_digest_of_the_original() -> None:
+    settings = Settings(text_path="/data/texts/plays", output_dir="/runs/one", models=("/models/tiny", "org/name"))
+    copy = portable(settings.to_json())
+    assert (copy["text_path"], copy["output_dir"], copy["models"]) == ("plays", "one", ["tiny", "org/name"])
+    assert Settings.parse(canonical_json(copy)).digest() == settings.digest()
+    assert settings.digest() != settings.model_copy(update={"seq_len": 64}).digest()
