@@ -30,6 +30,17 @@ def deployment() -> Deployment:
 
 
 @pytest.fixture(scope="session")
+def scenarios() -> dict[str, str]:
+    """One scenario of the fixture suite by category, in the order of its manifest."""
+    from evpack.catalog.suites import chosen_scenarios, settings_for
+
+    found: dict[str, str] = {}
+    for scenario in chosen_scenarios(settings_for({"suite": "fixture"}, {}, {}, _DEPLOYMENT.home)).scenarios:
+        found.setdefault(scenario.category.value, scenario.id)
+    return found
+
+
+@pytest.fixture(scope="session")
 def dag_files() -> Path:
     return _DEPLOYMENT.project / "dags"
 

@@ -1,4 +1,4 @@
-"""Stands for `evpack step`: publishes a line and its marker, or fails as FAKE_STEP_FAILS says (``{step id: exit code}``)."""
+"""Stands for `evpack step`: publishes a line and its marker, or fails as FAKE_STEP_FAILS says ({step id: exit code})."""
 
 from __future__ import annotations
 
@@ -29,6 +29,4 @@ if code or missing:
 output = run.root / "fake" / step.id
 output.parent.mkdir(exist_ok=True)
 output.write_text(f"{options.dag_run} {options.attempt}\n", encoding="utf-8")
-write_marker(
-    run, step, input_digest="fake", published=[output], dag_run=options.dag_run, attempt=options.attempt
-)
+write_marker(run, step, input_digest="fake", published=[output], dag_run=options.dag_run, attempt=options.attempt)

@@ -115,9 +115,9 @@ def test_a_damaged_state_file_is_no_obstacle(fresh: Deployment, text: str) -> No
 def test_a_component_that_dies_shows_the_tail_of_its_log(fresh: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVPACK_PROJECT", str(fresh.project))
     (fresh.root / "airflow.db").write_text("this is no database")
-    with pytest.raises(Transient, match=r"scheduler ended with code \d+\n(.*\n)*.*database"):
-        with embedded.running(fresh, print):
-            pytest.fail("it cannot have started")
+    told = r"scheduler ended with code \d+\n(.*\n)*.*database"
+    with pytest.raises(Transient, match=told), embedded.running(fresh, print):
+        pytest.fail("it cannot have started")
     assert not fresh.state.exists()
 
 
@@ -148,9 +148,9 @@ def test_the_client_logs_in_once_and_repeats_the_request() -> None:
 
 
 def test_refused_parameters_are_the_operators_fault() -> None:
-    with answering(lambda _: httpx.Response(400, json={"detail": "'nope' is not one of"})) as client:
-        with pytest.raises(BadInput, match="'nope' is not one of"):
-            client.trigger("d", "r", {"suite": "nope"})
+    refusing = answering(lambda _: httpx.Response(400, json={"detail": "'nope' is not one of"}))
+    with refusing as client, pytest.raises(BadInput, match="'nope' is not one of"):
+        client.trigger("d", "r", {"suite": "nope"})
 
 
 def test_a_silent_server_has_no_health() -> None:

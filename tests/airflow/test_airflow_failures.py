@@ -39,13 +39,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "step_command", command)
 
 
-def play(dag: Any, run_dir: Path, **conf: Any) -> tuple[str, dict[str, Counter[str]]]:
+@pytest.fixture
+def cells(scenarios: dict[str, str]) -> list[str]:
+    return [scenarios["clean"], scenarios["error_injection"]]
+
+
+def play(dag: Any, run_dir: Path, cells: list[str], **conf: Any) -> tuple[str, dict[str, Counter[str]]]:
     """Run the DAG in this process; the run's state and the states of each task's instances."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    run = dag.test(run_conf={"suite": "fixture", "scenarios": SCENARIOS, "output_dir": str(run_dir), **conf})
+    run = dag.test(run_conf={"suite": "fixture", "scenarios": cells, "output_dir": str(run_dir), **conf})
     states: dict[str, Counter[str]] = {}
     with create_session() as session:
         rows = select(TaskInstance.task_id, TaskInstance.state).where(TaskInstance.run_id == run.run_id)
@@ -54,8 +59,8 @@ def play(dag: Any, run_dir: Path, **conf: Any) -> tuple[str, dict[str, Counter[s
     return str(run.state), states
 
 
-def test_all_steps_well_but_no_evidence_is_incomplete_and_red(dag: Any, tmp_path: Path) -> None:
-    state, tasks = play(dag, tmp_path / "run")
+def test_all_steps_well_but_no_evidence_is_incomplete_and_red(dag: Any, cells: list[str], tmp_path: Path) -> None:
+    state, tasks = play(dag, tmp_path / "run", cells)
     run = RunDir(tmp_path / "run")
     assert state == "failed"
     assert tasks["cpu_s.cells.evaluate"] == {"success": 2}
@@ -66,8 +71,8 @@ def test_all_steps_well_but_no_evidence_is_incomplete_and_red(dag: Any, tmp_path
     assert all(count == {"skipped": 1} for lane, count in lanes.items() if lane != "cpu_s")
 
 
-def test_plan_fails(dag: Any, tmp_path: Path) -> None:
-    state, tasks = play(dag, tmp_path / "run", suite="subset")
+def test_plan_fails(dag: Any, cells: list[str], tmp_path: Path) -> None:
+    state, tasks = play(dag, tmp_path / "run", cells, suite="subset")
     assert state == "failed"
     assert tasks["plan"] == {"failed": 1}
     assert tasks["cpu_s.cells.evaluate"] == {"upstream_failed": 1}
@@ -75,10 +80,12 @@ def test_plan_fails(dag: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_one_cell_fails_and_the_other_is_evaluated(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = {f"fixture.{SCENARIOS[0]}.create": int(StepExit.PERMANENT)}
+def test_one_cell_fails_and_the_other_is_evaluated(
+    dag: Any, cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = {f"fixture.{cells[0]}.create": int(StepExit.PERMANENT)}
     monkeypatch.setenv("FAKE_STEP_FAILS", json.dumps(fails))
-    state, tasks = play(dag, tmp_path / "run")
+    state, tasks = play(dag, tmp_path / "run", cells)
     assert state == "failed"
     assert tasks["cpu_s.cells.create"] == {"failed": 1, "success": 1}
     assert tasks["cpu_s.cells.evaluate"] == {"failed": 1, "success": 1}
@@ -87,10 +94,10 @@ def test_one_cell_fails_and_the_other_is_evaluated(dag: Any, tmp_path: Path, mon
 
 
 def test_a_failed_calibration_blocks_its_models_evaluations_only(
-    dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dag: Any, cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_STEP_FAILS", json.dumps({"fixture.calibrate": int(StepExit.PERMANENT)}))
-    state, tasks = play(dag, tmp_path / "run")
+    state, tasks = play(dag, tmp_path / "run", cells)
     assert state == "failed"
     assert tasks["cpu_s.models.derive_preset"] == {"failed": 1}
     assert tasks["cpu_s.cells.create"] == {"success": 2}
@@ -98,14 +105,14 @@ def test_a_failed_calibration_blocks_its_models_evaluations_only(
     assert tasks["compile_verdict"] == {"success": 1}
 
 
-def test_selection_fails(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_fails(dag: Any, cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evpack.airflow import items
 
     def broken(*_: object) -> list[object]:
         raise RuntimeError("the selection broke")
 
     monkeypatch.setattr(items, "cell_items", broken)
-    state, tasks = play(dag, tmp_path / "run")
+    state, tasks = play(dag, tmp_path / "run", cells)
     assert state == "failed"
     assert tasks["cpu_s.select_cells"] == {"failed": 1}
     assert tasks["cpu_s.models.derive_preset"] == {"success": 1}
@@ -114,8 +121,8 @@ def test_selection_fails(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_json(RunDir(tmp_path / "run").final_verdict)["verdict"] == "INCOMPLETE"
 
 
-def test_a_second_run_on_the_directory_keeps_the_plan(dag: Any, tmp_path: Path) -> None:
-    play(dag, tmp_path / "run")
+def test_a_second_run_on_the_directory_keeps_the_plan(dag: Any, cells: list[str], tmp_path: Path) -> None:
+    play(dag, tmp_path / "run", cells)
     before = load_plan(RunDir(tmp_path / "run")).digest()
     state, tasks = play(
         dag, tmp_path / "run", resume=str(tmp_path / "run"), output_dir=None, suite=None, scenarios=None

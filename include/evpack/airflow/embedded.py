@@ -34,8 +34,8 @@ from evpack.runtime.process import die_with_parent
 PREFERRED_PORT = 8080
 START_S = 120.0
 """Longest wait until scheduler and API server are healthy; measured: below 15 s on two cores."""
-STOP_S = 10.0
-"""Seconds the components may take after SIGTERM before SIGKILL."""
+STOP_S = 5.0
+"""Seconds the processes may take after SIGTERM before SIGKILL; idle ones need 2, a step cleans up within 3."""
 POLL_S = 0.2
 _TAIL_LINES = 30
 

@@ -75,10 +75,11 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
     from evpack.home import Home
     from evpack.runtime.outcome import campaign_outcome
 
-    home = Home.locate().create()
+    home = Home.locate()
     deployment = Deployment.locate(home, quick=quick)
     run_id = _run_id(quick)
     run, conf = _checked(params, home, home.run_dir(CAMPAIGN_DAG, run_id))
+    home.create()
     screen = console()
     print(f"run directory: {run.root}", flush=True)
     try:

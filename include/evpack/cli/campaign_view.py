@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -23,7 +24,7 @@ from evpack.steps.state import errors
 QUIET_S = 30.0
 """Without a terminal a line is printed when something changes, and at least this often."""
 
-_TABLE_WIDTH = 150
+_TABLE_WIDTH = 160
 """Columns of the table where the output is no terminal and has no width of its own."""
 
 
@@ -82,8 +83,12 @@ def show_outcome(run: RunDir, outcome: Outcome, screen: Console) -> None:
     """The verdict table, what failed, the pack, the verifier's outcome."""
     if run.plan.is_file() and run.policy.is_file():
         plan = load_plan(run)
-        screen.print(_verdict_table(verdict_rows(run, plan)))
+        rows = verdict_rows(run, plan)
+        screen.print(_verdict_table(rows))
         screen.print("Of several runs the one nearest to breaking its expectation is shown.", style="dim")
+        for row in rows:
+            if row.problem:
+                screen.print(Text(f"missing: {row.model}, {row.scenario}: {row.problem}"))
         failed = [entry for entry in errors(run, plan) if not run.marker(entry["task_id"]).is_file()]
         for entry in {entry["task_id"]: entry for entry in failed}.values():
             screen.print(Text(f"failed: {entry['task_id']}: {entry['error_type']}: {entry['error_msg']}"))
@@ -105,7 +110,7 @@ def show_progress(run: RunDir, plan: CampaignPlan, screen: Console) -> None:
 
 
 def _verdict_table(rows: Sequence[Row]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     several = len({row.model for row in rows}) > 1
     columns = ("model",) * several + ("scenario", "edit", "ratio", "95 % interval", "guards", "expected", "got", "")
     for name in columns:
@@ -126,7 +131,7 @@ def _verdict_table(rows: Sequence[Row]) -> Table:
 
 
 def _progress_table(models: Sequence[ModelProgress]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("model", "preparation", "cells done", "running", "failed"):
         table.add_column(name)
     for model in models:

@@ -37,6 +37,8 @@ class Row:
     """Guards and gates that did not pass, or ``ok``."""
     expected: str
     got: str
+    problem: str
+    """Why the shown run has no usable report, else empty."""
     met: bool
     """Whether what came is what must come; True for informational scenarios with a report."""
 
@@ -70,6 +72,7 @@ def _row(plan: CampaignPlan, model: ModelPlan, cell: Cell) -> Row:
         guards=", ".join(shown.flips) or ("ok" if shown.usable else "-"),
         expected=_EXPECTED[scenario.strictness],
         got=_got(scenario, shown, sum(met), len(met)),
+        problem=shown.problem or "",
         met=all(met),
     )
 
@@ -98,7 +101,7 @@ def _margin(scenario: Scenario, outcome: RunOutcome) -> tuple[bool, float]:
 def _got(scenario: Scenario, shown: RunOutcome, met: int, runs: int) -> str:
     count = f" {met}/{runs}" if runs > 1 else ""
     if not shown.usable:
-        return f"missing: {shown.problem}"
+        return "missing"
     match scenario.strictness:
         case Strictness.MUST_PASS:
             word = "pass" if shown.passed else f"not passed ({', '.join(shown.reasons)})"
