@@ -1,4 +1,4 @@
-"""Stands for `evpack step`: publishes a line and its marker, or fails as FAKE_STEP_FAILS says ({step id: exit code})."""
+"""Stands for `evpack step`: publishes a line and its marker, or fails with the code FAKE_STEP_FAILS has for the step."""
 
 from __future__ import annotations
 
