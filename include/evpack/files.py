@@ -120,8 +120,10 @@ def _deeper_than(value: Json, limit: int) -> bool:
 
 
 def portable(value: Json) -> Json:
-    """The same value with every absolute path cut to its last name: what may leave this machine, and what digests of
-    campaigns are taken over, so that the copy that left has the digest of the original."""
+    """The same value with every absolute path cut to its last name: what may leave this machine.
+
+    Digests of campaigns are taken over this form, so that the copy that left has the digest of the original.
+    """
     if isinstance(value, dict):
         return {key: portable(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.scenarios import Scenario
-from evpack.errors import BadInput
-from evpack.files import digest_json, parse_json
+from evpack.errors import BadInput, EvidenceError
+from evpack.files import digest_json, parse_json, portable
 from evpack.rundir import RunDir
 
 PLAN_SCHEMA = "evpack_campaign_plan_v1"
@@ -53,11 +53,13 @@ class ModelSource(Frozen):
     """Where a baseline comes from."""
 
     kind: Literal["local", "hub"]
-    """`local`: a checkpoint directory on this host; `hub`: a repository id with a pinned revision."""
+    """`local`: a checkpoint directory or GGUF file on this host; `hub`: a repository id with a pinned revision."""
     path: str | None = None
-    """Absolute directory of a local source."""
+    """Absolute path of a local source."""
     revision: str | None = None
     """Pinned commit of a hub source, or the content digest (``sha256:<hex>``) of a local one."""
+    format: Literal["safetensors", "gguf", "pickle"] = "safetensors"
+    """What its weights are stored as; all but safetensors are converted before use."""
 
 
 class ModelPlan(Frozen):
@@ -108,13 +110,14 @@ class CampaignPlan(Frozen):
     created_at: str
     evpack_version: str
     settings_digest: str
-    """SHA-256 of the canonical JSON of the frozen settings."""
+    """`Settings.digest` of the frozen settings."""
     models: tuple[ModelPlan, ...]
     """In priority order (small first unless the order setting says otherwise)."""
     scenarios: tuple[Scenario, ...]
     steps: tuple[StepPlan, ...]
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    _digest: str | None = PrivateAttr(None)
 
     def model(self, name: str) -> ModelPlan:
         """The model with this directory name.
@@ -162,8 +165,28 @@ class CampaignPlan(Frozen):
         return self.model_dump(mode="json", by_alias=True)
 
     def digest(self) -> str:
-        """SHA-256 of the plan's canonical JSON."""
-        return digest_json(self.to_json())
+        """SHA-256 of the plan's canonical JSON, directories of this machine left out (`files.portable`).
+
+        A plan that was read has the digest of what was read: a field that a later version adds does not change it.
+        """
+        return self._digest or digest_json(portable(self.to_json()))
+
+    @classmethod
+    def parse(cls, data: bytes, name: str = "state/plan.json") -> CampaignPlan:
+        """Read a plan.
+
+        Raises:
+            EvidenceError: naming the document, the place and the fault.
+        """
+        value = parse_json(data, name)
+        try:
+            plan = cls.model_validate(value)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            place = ".".join(map(str, detail["loc"])) or "document"
+            raise EvidenceError(f"{name}: {place}: {detail['msg']}") from error
+        plan._digest = digest_json(portable(value))
+        return plan
 
 
 def load_plan(run: RunDir) -> CampaignPlan:
@@ -174,7 +197,7 @@ def load_plan(run: RunDir) -> CampaignPlan:
     """
     if not run.plan.is_file():
         raise BadInput(f"{run.root} holds no plan (state/plan.json)", "give a run directory of a planned campaign")
-    return CampaignPlan.model_validate(parse_json(run.plan.read_bytes(), str(run.plan)))
+    return CampaignPlan.parse(run.plan.read_bytes(), str(run.plan))
 
 
 def step_id(type_: StepType, model: str | None = None, scenario: str | None = None) -> str:
