@@ -1,4 +1,4 @@
-"""Stands for `evpack step`: publishes a line and its marker, or fails with the code FAKE_STEP_FAILS has for the step."""
+"""Stands for `evpack step`: publishes a line and its marker, or fails with the step's code in FAKE_STEP_FAILS."""
 
 from __future__ import annotations
 
