@@ -107,7 +107,7 @@ def expected(family, keys, layers=range(LAYERS)):
 )
 def test_each_family_selects_its_projections_and_nothing_else(model, scope, keys, layers):
     family, checkpoint = model
-    assert sorted(select(checkpoint, parse_scope(scope))) == expected(family, keys, layers)
+    assert sorted(p.name for p in select(checkpoint, parse_scope(scope))) == expected(family, keys, layers)
 
 
 def test_the_order_is_by_block_number(model):

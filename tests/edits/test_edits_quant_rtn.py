@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
-from evpack.edits import kernel_for, quant_rtn
+from evpack.edits import kernel as kernel_module
+from evpack.edits import kernel_for
 
 
 def kernel(bits, group=0):
@@ -89,7 +90,7 @@ def test_rows_are_independent_of_how_they_are_blocked(weight, group):
 def test_blocks_smaller_than_the_matrix_give_the_same(monkeypatch):
     weight = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
     whole = kernel(4, 5).apply(weight)
-    monkeypatch.setattr(quant_rtn, "BLOCK_ELEMENTS", 48)
+    monkeypatch.setattr(kernel_module, "BLOCK_ELEMENTS", 48)
     assert torch.equal(kernel(4, 5).apply(weight), whole)
 
 

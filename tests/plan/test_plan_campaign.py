@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from evpack.catalog import supported
 from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import Manifest
 from evpack.errors import BadInput, MissingFile
@@ -250,10 +251,13 @@ def test_bad_input(params: dict[str, Any], said: str, make_settings: MakeSetting
     assert not run.root.exists()
 
 
-def test_full_manifest_names_what_cannot_be_made(make_settings: MakeSettings, home: Home) -> None:
+def test_what_cannot_be_made_is_named(make_settings: MakeSettings, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supported, "SUPPORTED_EDITS", frozenset({"quant_rtn"}))
+    monkeypatch.setattr(supported, "SUPPORTED_FAULTS", frozenset({"nan_injection"}))
     with pytest.raises(BadInput, match=r"svd_rank32_stress \(lowrank_svd\)") as caught:
         build_plan(make_settings(suite="subset"), home, NOW)
-    assert "rank_collapse (rank_collapse)" in caught.value.what and "nan_injection" not in caught.value.what
+    assert "rank_collapse (rank_collapse)" in caught.value.what
+    assert "nan_injection" not in caught.value.what and "quant_rtn" not in caught.value.what
 
 
 def test_wrong_edit_spec(make_settings: MakeSettings, home: Home, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SUPPORTED_EDITS = frozenset({"quant_rtn", "magnitude_prune"})
+SUPPORTED_EDITS = frozenset({"quant_rtn", "fp8_quant", "magnitude_prune", "lowrank_svd"})
 SUPPORTED_FAULTS = frozenset({"nan_injection", "scale_explosion"})
 SUPPORTED_GUARDS = frozenset({"invariants"})
 SUPPORTED_PROVIDERS = frozenset({"text", "local_jsonl"})

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from evpack.catalog.edit_spec import Scope, ScopeKind
+from evpack.catalog.edit_spec import Scope
 from evpack.checkpoint.reader import CheckpointLike
 from evpack.errors import BadInput, CheckpointError
 
@@ -19,6 +19,15 @@ Role = Literal["in", "down", "query", "other"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
 """``model.layers.3.mlp.up_proj.weight`` -> block 3, the rest."""
+
+_PACKED = re.compile(r"(?:_blocks|_scales|\.qweight|\.weight_packed)$")
+"""Endings under which packed weights stand (mxfp4; GPTQ, AWQ; compressed-tensors). Packed weights under plain names
+have an integer or 8-bit type, which no edit takes."""
+
+_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Model types whose ``c_*`` projections are stored inputs x outputs; GPT-BigCode's, of the same names, are not."""
+_FUSED_INPUTS_FIRST = frozenset({"gpt_oss", "llama4", "llama4_text"})
+"""Model types whose fused experts are stored experts x inputs x outputs instead of experts x outputs x inputs."""
 
 _MLP = r"(?:mlp|ffn|feed_forward|block_sparse_moe|moe)"
 _ATTN = r"(?:self_attn|attn\.attention|attn|attention|self_attention)"
@@ -53,14 +62,17 @@ class Placement:
     role: Role
     expert: bool
     """Whether it belongs to one or several routed experts."""
+    inputs_first: bool
+    """Whether the last two dimensions are inputs x outputs; otherwise outputs x inputs, as in `torch.nn.Linear`."""
 
 
-def place(name: str, dims: int) -> Placement | None:
+def place(name: str, dims: int, model_type: str = "") -> Placement | None:
     """The place of a weight by its name on disk, None when it is no projection of a block.
 
     Args:
         name: tensor name.
         dims: number of dimensions; matrices have 2, fused experts 3.
+        model_type: as in config.json; decides only which way round the weight is stored.
     """
     block = _BLOCK.search(name)
     if block is None:
@@ -72,23 +84,34 @@ def place(name: str, dims: int) -> Placement | None:
             fused = groups.get("fused") is not None
             if dims != (3 if fused else 2):
                 return None
-            return Placement(name, int(block[1]), part, role, fused or groups.get("expert") is not None)
+            expert = fused or groups.get("expert") is not None
+            inputs_first = model_type in _FUSED_INPUTS_FIRST if fused else _is_conv1d(block[2], model_type)
+            return Placement(name, int(block[1]), part, role, expert, inputs_first)
     return None
+
+
+def block_of(name: str) -> int | None:
+    """Index of the transformer block that a tensor belongs to, None outside the blocks."""
+    block = _BLOCK.search(name)
+    return int(block[1]) if block else None
 
 
 def placements(checkpoint: CheckpointLike) -> list[Placement]:
     """The places of all projections, by layer, then by name."""
-    found = (place(name, len(checkpoint.info(name).shape)) for name in checkpoint.names())
+    model_type = str(checkpoint.config().get("model_type", ""))
+    found = (place(name, len(checkpoint.info(name).shape), model_type) for name in checkpoint.names())
     return sorted((p for p in found if p is not None), key=lambda p: (p.layer, p.name))
 
 
-def select(checkpoint: CheckpointLike, scope: Scope) -> list[str]:
-    """Names of the tensors in a scope, by layer, then by name.
+def select(checkpoint: CheckpointLike, scope: Scope) -> list[Placement]:
+    """The weights in a scope, by layer, then by name.
 
     Raises:
         BadInput: when the scope names a block that the model does not have.
-        CheckpointError: when the scope matches nothing, so that no edit is silently a no-op.
+        CheckpointError: when the scope matches nothing, so that no edit is silently a no-op, or when the checkpoint
+            holds packed weights, of which an edit would silently miss a part.
     """
+    _refuse_packed(checkpoint)
     places = placements(checkpoint)
     blocks = {p.layer for p in places}
     if beyond := sorted(set(scope.layers) - blocks):
@@ -97,14 +120,24 @@ def select(checkpoint: CheckpointLike, scope: Scope) -> list[str]:
             f"{max(blocks, default=0)}",
             "name a layer that exists",
         )
-    names = [p.name for p in places if _in_part(p.part, scope.kind) and scope.admits(p.layer)]
-    if not names:
+    selected = [p for p in places if scope.kind in ("all", p.part) and scope.admits(p.layer)]
+    if not selected:
         raise CheckpointError(
             f"edit scope {scope.kind!r} (layers {list(scope.layers)}, below {scope.below}) matches no tensor",
             "use another scope; tensor names of this family may be missing from the scope table",
         )
-    return names
+    return selected
 
 
-def _in_part(part: Part, kind: ScopeKind) -> bool:
-    return kind in ("all", part)
+def _refuse_packed(checkpoint: CheckpointLike) -> None:
+    for name in checkpoint.names():
+        if _BLOCK.search(name) and _PACKED.search(name):
+            raise CheckpointError(
+                f"tensor {name!r} ({checkpoint.info(name).dtype}) holds weights in a packed, quantized form, which "
+                "edits cannot change",
+                "use the checkpoint's plain bf16 form (load it dequantized and save it once)",
+            )
+
+
+def _is_conv1d(rest: str, model_type: str) -> bool:
+    return model_type in _CONV1D and ".c_" in rest

@@ -10,7 +10,9 @@ from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.reader import CheckpointLike
 from evpack.checkpoint.scope import select
 from evpack.checkpoint.writer import VariantWriter
+from evpack.edits.fp8_quant import Fp8Quant
 from evpack.edits.kernel import Kernel
+from evpack.edits.lowrank_svd import LowrankSvd
 from evpack.edits.magnitude_prune import MagnitudePrune
 from evpack.edits.quant_rtn import QuantRtn
 from evpack.errors import BadInput, CheckpointError
@@ -18,7 +20,12 @@ from evpack.errors import BadInput, CheckpointError
 if TYPE_CHECKING:
     import torch
 
-_KERNELS: dict[EditType, type[Kernel]] = {"quant_rtn": QuantRtn, "magnitude_prune": MagnitudePrune}
+_KERNELS: dict[EditType, type[Kernel]] = {
+    "quant_rtn": QuantRtn,
+    "fp8_quant": Fp8Quant,
+    "magnitude_prune": MagnitudePrune,
+    "lowrank_svd": LowrankSvd,
+}
 
 SUPPORTED: tuple[EditType, ...] = tuple(_KERNELS)
 """Edit types that can be made; a plan refuses the others before any compute."""
@@ -47,6 +54,75 @@ def kernel_for(edit_type: str) -> type[Kernel]:
     raise BadInput(f"edit type {edit_type!r} cannot be made", f"use one of {', '.join(SUPPORTED)}")
 
 
+class PreparedEdit:
+    """One edit of one checkpoint with everything checked that can be before a tensor is read.
+
+    Args:
+        checkpoint: the baseline.
+        edit: with status ``selected``.
+
+    Raises:
+        BadInput: for an unsupported edit, a layer the model does not have, or parameters that do not fit a tensor.
+        CheckpointError: when the scope matches nothing, or a tensor is of a type that cannot be edited.
+    """
+
+    def __init__(self, checkpoint: CheckpointLike, edit: ResolvedEdit) -> None:
+        if edit.status != "selected":
+            raise BadInput(f"edit {edit.spec!r} is {edit.status}: {edit.reason}", "skip the scenario")
+        self.edit = edit
+        self._kernel = kernel_for(edit.edit_type)(edit)
+        self._places = {place.name: place for place in select(checkpoint, parse_scope(edit.scope))}
+        for name in self._places:
+            info = checkpoint.info(name)
+            _check_dtype(name, info.dtype)
+            self._kernel.check(name, *info.shape[-2:])
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors of the edit, by layer, then by name: the order in which they are written."""
+        return list(self._places)
+
+    def apply(self, name: str, before: torch.Tensor) -> torch.Tensor:
+        """The edited tensor: a matrix as one, a fused tensor expert by expert. Each name once.
+
+        Args:
+            before: what `read_finite` gave; not changed.
+
+        Raises:
+            CheckpointError: when the edit makes entries non-finite.
+        """
+        after = self._edited(before, self._places[name].inputs_first)
+        if not bool(after.isfinite().all()):
+            raise CheckpointError(
+                f"edit {self.edit.spec!r} makes {int((~after.isfinite()).sum())} entries of tensor {name!r} non-finite",
+                "choose milder parameters or a checkpoint in a type with a wider range",
+            )
+        return after
+
+    def _edited(self, tensor: torch.Tensor, inputs_first: bool) -> torch.Tensor:
+        if tensor.dim() == 3:
+            import torch
+
+            experts = torch.empty_like(tensor)
+            for expert, edited in zip(tensor, experts, strict=True):
+                edited.copy_(self._edited(expert, inputs_first))
+            return experts
+        return self._kernel.apply(tensor.T.contiguous()).T.contiguous() if inputs_first else self._kernel.apply(tensor)
+
+    def finish(self, writer: VariantWriter, scenario: str) -> DeltaCheckpoint:
+        """Complete the variant after all tensors have been put.
+
+        Raises:
+            CheckpointError: when no byte changed.
+        """
+        return writer.finish(
+            scenario=scenario,
+            kind="edit",
+            declaration={"tensors": self.names, "edit_type": self.edit.edit_type, **self._kernel.declaration()},
+            metadata={**_COMMON, "spec": self.edit.spec, **self._kernel.metadata(len(self._places))},
+        )
+
+
 def apply_edit(checkpoint: CheckpointLike, edit: ResolvedEdit, directory: Path, *, scenario: str) -> DeltaCheckpoint:
     """Make the variant of an edit.
 
@@ -60,41 +136,24 @@ def apply_edit(checkpoint: CheckpointLike, edit: ResolvedEdit, directory: Path, 
         The variant, reopened, with every changed tensor read back.
 
     Raises:
-        BadInput: for an unsupported edit or a layer the model does not have.
-        CheckpointError: when the scope matches nothing, a tensor is non-finite or of a type that cannot be edited,
-            the edit produces non-finite values or changes nothing at all.
+        BadInput: see `PreparedEdit`.
+        CheckpointError: see `PreparedEdit`; also when a tensor is non-finite, the edit produces non-finite values or
+            changes nothing at all.
     """
-    if edit.status != "selected":
-        raise BadInput(f"edit {edit.spec!r} is {edit.status}: {edit.reason}", "skip the scenario")
-    kernel = kernel_for(edit.edit_type)(edit)
-    names = select(checkpoint, parse_scope(edit.scope))
-    with VariantWriter(directory, checkpoint, names) as writer:
-        for name in names:
-            before = _editable(checkpoint, name)
-            after = _edited(kernel, before)
-            if not bool(after.isfinite().all()):
-                count = int((~after.isfinite()).sum())
-                raise CheckpointError(
-                    f"edit {edit.spec!r} makes {count} entries of tensor {name!r} non-finite",
-                    "choose milder parameters or a checkpoint in a type with a wider range",
-                )
-            writer.put(name, before, after)
-        return writer.finish(
-            scenario=scenario,
-            kind="edit",
-            declaration={"tensors": names, "edit_type": edit.edit_type, **kernel.declaration()},
-            metadata={**_COMMON, "spec": edit.spec, **kernel.metadata(len(names))},
-        )
+    prepared = PreparedEdit(checkpoint, edit)
+    with VariantWriter(directory, checkpoint, prepared.names) as writer:
+        for name in prepared.names:
+            before = read_finite(checkpoint, name)
+            writer.put(name, before, prepared.apply(name, before))
+        return prepared.finish(writer, scenario)
 
 
-def _editable(checkpoint: CheckpointLike, name: str) -> torch.Tensor:
-    """Read a tensor that arithmetic can be trusted on."""
-    dtype = checkpoint.info(name).dtype
-    if dtype not in EDITABLE_DTYPES:
-        raise CheckpointError(
-            f"tensor {name!r} has element type {dtype}, which edits cannot handle",
-            f"use a checkpoint in {', '.join(EDITABLE_DTYPES)}",
-        )
+def read_finite(checkpoint: CheckpointLike, name: str) -> torch.Tensor:
+    """Read a tensor that arithmetic can be trusted on.
+
+    Raises:
+        CheckpointError: when it holds NaN or infinities.
+    """
     tensor = checkpoint.read(name)
     finite = tensor.isfinite()
     if not bool(finite.all()):
@@ -104,13 +163,9 @@ def _editable(checkpoint: CheckpointLike, name: str) -> torch.Tensor:
     return tensor
 
 
-def _edited(kernel: Kernel, tensor: torch.Tensor) -> torch.Tensor:
-    """Apply a kernel to a matrix, or to each expert's matrix of a fused tensor."""
-    if tensor.dim() == 2:
-        return kernel.apply(tensor)
-    import torch
-
-    result = torch.empty_like(tensor)
-    for index in range(tensor.shape[0]):
-        result[index] = kernel.apply(tensor[index])
-    return result
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in EDITABLE_DTYPES:
+        raise CheckpointError(
+            f"tensor {name!r} has element type {dtype}, which edits cannot handle",
+            f"use a checkpoint in {', '.join(EDITABLE_DTYPES)}",
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from evpack.catalog.edit_spec import ResolvedEdit
@@ -13,27 +16,53 @@ BLOCK_ELEMENTS = 1 << 22
 """Elements that a kernel works on at a time, so that its fp32 temporaries stay small: 16 MiB each."""
 
 
-class Kernel(Protocol):
+SMALLEST_SCALE = 1e-10
+"""Floor of a quantisation scale, so that a group of zeros divides by something."""
+
+
+class Kernel(ABC):
     """An edit with its parameters. One instance sees all tensors of one edit and keeps the sums for its metadata."""
 
+    @abstractmethod
     def __init__(self, edit: ResolvedEdit) -> None: ...
 
+    def check(self, name: str, rows: int, columns: int) -> None:  # noqa: B027  (most edits fit every matrix)
+        """Refuse a matrix that the parameters do not fit, before anything is read.
+
+        Args:
+            name: of the tensor, for the message.
+            rows: and columns as stored, whichever way round.
+
+        Raises:
+            BadInput: naming tensor and parameter.
+        """
+
+    @abstractmethod
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The edited matrix.
 
         Args:
-            weight: rows x columns, finite, any floating type up to 32 bits; not changed.
+            weight: output units x inputs, finite, fp32, fp16 or bf16, on any device; not changed.
 
         Returns:
-            A new tensor of the same type and shape: arithmetic in fp32, cast once.
+            A new tensor of the same type, shape and device: arithmetic in fp32, cast once.
         """
 
+    @abstractmethod
     def declaration(self) -> dict[str, Any]:
         """What the edit is meant to do to each tensor, from its parameters only."""
 
+    @abstractmethod
     def metadata(self, tensors: int) -> dict[str, Any]:
         """The reference's edit metadata after all tensors have been seen.
 
         Args:
             tensors: how many were edited.
         """
+
+
+def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
+    """Consecutive rows of a matrix, about `BLOCK_ELEMENTS` entries at a time."""
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], rows):
+        yield slice(start, start + rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import BLOCK_ELEMENTS
+from evpack.edits.kernel import BLOCK_ELEMENTS, Kernel
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _HALF = 16
 """Bits per level of the histogram: one level orders 16-bit floats, two order 32-bit floats."""
 
 
-class MagnitudePrune:
+class MagnitudePrune(Kernel):
     """Zero ``k = int(n * sparsity)`` of a matrix's n entries; of equal magnitudes the first in row order go first."""
 
     def __init__(self, edit: ResolvedEdit) -> None:
@@ -87,7 +87,7 @@ def _threshold(flat: torch.Tensor, count: int) -> tuple[int, int]:
 def _histogram(flat: torch.Tensor, bins: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     import torch
 
-    total = torch.zeros(1 << _HALF, dtype=torch.int64)
+    total = torch.zeros(1 << _HALF, dtype=torch.int64, device=flat.device)
     for block in _blocks(flat):
         total += torch.bincount(bins(_keys(block)), minlength=1 << _HALF)
     return total

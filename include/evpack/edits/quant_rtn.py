@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import BLOCK_ELEMENTS
+from evpack.edits.kernel import SMALLEST_SCALE, Kernel, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -12,11 +12,8 @@ if TYPE_CHECKING:
 
     from evpack.catalog.edit_spec import ResolvedEdit
 
-SMALLEST_SCALE = 1e-10
-"""Floor of a scale, so that a group of zeros divides by something."""
 
-
-class QuantRtn:
+class QuantRtn(Kernel):
     """``w' = s * clamp(round(w / s), -2^(b-1), 2^(b-1) - 1)`` with ``s = max|w| / (2^(b-1) - 1)`` of each group.
 
     Rounding is half to even. The last group of a row may be shorter and is scaled by its own entries.
@@ -34,9 +31,8 @@ class QuantRtn:
         import torch
 
         result = torch.empty_like(weight)
-        rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
-        for start in range(0, weight.shape[0], rows):
-            result[start : start + rows] = self._rounded(weight[start : start + rows].float())
+        for rows in row_blocks(weight):
+            result[rows] = self._rounded(weight[rows].float())
         return result
 
     def _rounded(self, block: torch.Tensor) -> torch.Tensor:
