@@ -223,18 +223,3 @@ def test_a_guard_that_could_not_run_is_an_error(disk: Disk) -> None:
     result = invariants.failed(ValueError("odd"))
     assert (result.status, result.passed) == ("error", False)
     assert "ValueError: odd" in result.violations[0].message
-
-
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [
-        ("model.layers.3.post_attention_layernorm.weight", True),
-        ("model.norm.weight", True),
-        ("transformer.h.0.ln_1.bias", True),
-        ("model.layers.0.self_attn.q_norm.weight", True),
-        ("model.layers.0.mlp.gate.weight", False),
-        ("lm_head.weight", False),
-    ],
-)
-def test_norms_are_found_by_name(name: str, norm: bool) -> None:
-    assert invariants.is_norm(name) is norm

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evpack.checkpoint.parts import is_embedding, is_head, is_norm, is_tied
 from evpack.checkpoint.reader import CheckpointLike, TensorRecord, tensor_records
 from evpack.errors import CheckpointError
 from evpack.guards.base import GuardResult, Violation, about
 
 NAME = "invariants"
 
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _HANDLED_CONFIG = frozenset({"tie_word_embeddings", "vocab_size"})
 """Judged together with the tensors they describe."""
 _SILENT_CONFIG = frozenset({"transformers_version", "_name_or_path", "_attn_implementation_autoset"})
@@ -165,6 +164,7 @@ class _Facts:
     embeddings: Mapping[str, int]
     """Rows of each embedding matrix, by tensor."""
     heads: frozenset[str]
+    tied: bool
     config_tie: bool | None
     """What the configuration says; None when it says nothing."""
     config_vocab: int | None
@@ -176,16 +176,12 @@ class _Facts:
             tensors=len(tensors),
             parameters=sum(_numel(t.shape) for t in tensors.values()),
             norms=frozenset(filter(is_norm, tensors)),
-            embeddings={n: t.shape[0] for n, t in tensors.items() if n.endswith(_EMBEDDINGS) and len(t.shape) == 2},
-            heads=frozenset(n for n in tensors if n.endswith(_HEADS)),
+            embeddings={n: t.shape[0] for n, t in tensors.items() if is_embedding(n) and len(t.shape) == 2},
+            heads=frozenset(filter(is_head, tensors)),
+            tied=is_tied(config, tensors),
             config_tie=tie if isinstance(tie, bool) else None,
             config_vocab=vocab if isinstance(vocab, int) else None,
         )
-
-    @property
-    def tied(self) -> bool:
-        """Never judged from equal values: the configuration decides, and where it is silent a head on disk."""
-        return self.config_tie if self.config_tie is not None else not self.heads
 
     def tying(self) -> dict[str, Any]:
         return {"tied": self.tied, "config": self.config_tie, "head_on_disk": bool(self.heads)}
@@ -203,13 +199,6 @@ class _Facts:
 
 
 _CHECKS = ("finite", "presence", "shape", "dtype", "norms", "vocabulary", "tying", "config", "loading", "declaration")
-
-
-def is_norm(name: str) -> bool:
-    """Whether a stored tensor is the weight or bias of a normalisation layer (LayerNorm and RMSNorm alike)."""
-    parts = name.lower().split(".")
-    owner = parts[-2] if len(parts) > 1 else ""
-    return "norm" in owner or owner.startswith("ln_") or owner == "ln"
 
 
 def _numel(shape: Sequence[int]) -> int:
@@ -249,7 +238,7 @@ def _shape_findings(
     before: Mapping[str, TensorRecord], now: Mapping[str, TensorRecord], common: Sequence[str]
 ) -> list[Violation]:
     findings = []
-    rows = [n for n in common if n.endswith((*_EMBEDDINGS, *_HEADS))]
+    rows = [n for n in common if is_embedding(n) or is_head(n)]
     shapes = [n for n in common if before[n].shape != now[n].shape and n not in rows]
     dtypes = [n for n in common if before[n].dtype != now[n].dtype]
     vocabulary = [n for n in rows if before[n].shape != now[n].shape]
