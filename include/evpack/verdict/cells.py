@@ -82,10 +82,24 @@ def judge_cells(
     plan: CampaignPlan, evidence: Mapping[ReportKey, ReportEvidence], policy: Policy, guards_order: Sequence[str]
 ) -> tuple[Cell, ...]:
     """Every scenario of the plan on every model of the plan, by scenario id, then in the plan's order of models."""
+    return cells_of(plan, judge_runs(plan, evidence, policy, guards_order))
+
+
+def judge_runs(
+    plan: CampaignPlan, evidence: Mapping[ReportKey, ReportEvidence], policy: Policy, guards_order: Sequence[str]
+) -> dict[ReportKey, RunOutcome]:
+    """Every run that the plan expects, judged."""
     digests = (plan.digest(), policy.digest())
+    return {
+        key: judge(key, path, evidence.get(key), plan.scenario(key.scenario), guards_order, digests)
+        for key, path in expected_reports(plan).items()
+    }
+
+
+def cells_of(plan: CampaignPlan, outcomes: Mapping[ReportKey, RunOutcome]) -> tuple[Cell, ...]:
+    """Judged runs, grouped as `judge_cells` returns them."""
     runs: dict[tuple[str, str], list[RunOutcome]] = {}
-    for key, path in expected_reports(plan).items():
-        outcome = judge(key, path, evidence.get(key), plan.scenario(key.scenario), guards_order, digests)
+    for key, outcome in outcomes.items():
         runs.setdefault((key.model, key.scenario), []).append(outcome)
     return tuple(
         Cell(model.name, scenario, tuple(runs.get((model.name, scenario.id), ())))

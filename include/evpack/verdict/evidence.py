@@ -62,14 +62,24 @@ def read_evidence(plan: CampaignPlan, read: Read) -> dict[ReportKey, ReportEvide
     Raises:
         BadInput: when the manifest names a probe file that is not a plain file name.
     """
-    found = {}
-    for key, path in expected_reports(plan).items():
-        data = read(path)
-        if data is not None:
-            directory = path.removesuffix(REPORT_NAME)
-            sidecars = dict(_sidecars(plan.scenario(key.scenario), directory, read))
-            found[key] = _evidence(path, data, sidecars)
-    return found
+    found = {key: read_report(plan, key, path, read) for key, path in expected_reports(plan).items()}
+    return {key: evidence for key, evidence in found.items() if evidence is not None}
+
+
+def read_report(plan: CampaignPlan, key: ReportKey, path: str, read: Read) -> ReportEvidence | None:
+    """One expected report and its probe files, None when it is not there.
+
+    Args:
+        path: of the report, relative to the run directory.
+
+    Raises:
+        BadInput: when the manifest names a probe file that is not a plain file name.
+    """
+    data = read(path)
+    if data is None:
+        return None
+    sidecars = dict(_sidecars(plan.scenario(key.scenario), path.removesuffix(REPORT_NAME), read))
+    return _evidence(path, data, sidecars)
 
 
 def _report_path(scenario: Scenario, model: str, run: int) -> str:

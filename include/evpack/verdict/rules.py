@@ -24,7 +24,7 @@ from evpack.catalog.scenarios import Category, Strictness
 from evpack.errors import CampaignExit
 from evpack.plan.model import CampaignPlan
 from evpack.verdict import summaries
-from evpack.verdict.cells import Cell, Tri, judge_cells
+from evpack.verdict.cells import Cell, Tri, cells_of, judge_runs
 from evpack.verdict.evidence import ReportEvidence, ReportKey, expected_reports
 from evpack.verdict.outcome import RunOutcome
 from evpack.verdict.text import render
@@ -74,7 +74,29 @@ def compile_verdict(
         guards_order: PACK_GUARDS_ORDER as the campaign froze it: whose flags a report must carry.
         timestamp: ISO 8601 UTC; everything else depends on the other arguments only.
     """
-    cells = judge_cells(plan, evidence, policy, guards_order)
+    outcomes = judge_runs(plan, evidence, policy, guards_order)
+    unexpected = sorted(evidence[key].path for key in evidence.keys() - expected_reports(plan).keys())
+    return compile_outcomes(
+        plan, outcomes, policy, guards_order=guards_order, timestamp=timestamp, unexpected=unexpected
+    )
+
+
+def compile_outcomes(
+    plan: CampaignPlan,
+    outcomes: Mapping[ReportKey, RunOutcome],
+    policy: Policy,
+    *,
+    guards_order: Sequence[str],
+    timestamp: str,
+    unexpected: Sequence[str] = (),
+) -> Verdict:
+    """`compile_verdict` for runs that are judged already; reports need not be in memory together.
+
+    Args:
+        outcomes: of every run that the plan expects, in plan order.
+        unexpected: paths of reports that the plan does not ask for.
+    """
+    cells = cells_of(plan, outcomes)
     kinds = policy.words("verdict.signal_kinds")
     needed = policy.number("verdict.informational_min_signal_fraction")
     informational = [c for c in cells if c.scenario.category is Category.STRESS and not c.gates]
@@ -101,7 +123,7 @@ def compile_verdict(
         "informational_stress": fraction.to_json() | {"signal_kinds": list(kinds), "by_model": _by_model(cells, kinds)},
         "missing": {"by_model": _missing(cells)},
         "failed_requirements": failed,
-        "unexpected_reports": sorted(evidence[key].path for key in evidence.keys() - expected_reports(plan).keys()),
+        "unexpected_reports": list(unexpected),
         "timestamp": timestamp,
     }
     return Verdict(word, document, summaries.build(cells, kinds, policy))
