@@ -23,6 +23,7 @@ from evpack.settings import Settings
 
 NOW = "2026-11-23T12:00:00Z"
 REPO = {"commit": "0" * 40}
+COMMIT = "0123456789" * 4
 
 MakeSettings = Callable[..., Settings]
 MakeModel = Callable[..., Path]
@@ -139,27 +140,28 @@ def pin(home: Home, model: str, **entry: Any) -> None:
 
 
 def test_hub_model_in_the_cache(make_settings: MakeSettings, make_model: MakeModel, home: Home) -> None:
-    pin(home, "org/Model-1", revision="abc123", gated=False)
-    snapshot = home.hf / "hub" / "models--org--Model-1" / "snapshots" / "abc123"
+    pin(home, "org/Model-1", revision=COMMIT, gated=False)
+    snapshot = home.hf / "hub" / "models--org--Model-1" / "snapshots" / COMMIT
     snapshot.parent.mkdir(parents=True)
     make_model("cached").rename(snapshot)
     draft = build_plan(make_settings(models=["org/Model-1"]), home, NOW)
     model = draft.plan.models[0]
-    assert (model.source.kind, model.source.revision, model.label) == ("hub", "abc123", "Model-1")
-    assert draft.documents["model_revisions.json"]["models"]["org/Model-1"]["revision"] == "abc123"
+    assert (model.source.kind, model.source.revision, model.label) == ("hub", COMMIT, "Model-1")
+    assert draft.documents["model_revisions.json"]["models"]["org/Model-1"]["revision"] == COMMIT
 
 
 def test_hub_models_that_cannot_be_used(make_settings: MakeSettings, home: Home) -> None:
     settings = make_settings(models=["org/m"])
-    with pytest.raises(BadInput, match="requires a pinned revision"):
+    with pytest.raises(BadInput, match=r"without a pinned revision .*: org/m"):
         build_plan(settings, home, NOW)
-    pin(home, "org/m", revision="../..")
-    with pytest.raises(BadInput, match="requires a pinned revision"):
-        build_plan(settings, home, NOW)
-    pin(home, "org/m", revision="abc")
+    for moving in ("../..", "main", COMMIT[:12]):
+        pin(home, "org/m", revision=moving)
+        with pytest.raises(BadInput, match="without a pinned revision"):
+            build_plan(settings, home, NOW)
+    pin(home, "org/m", revision=COMMIT)
     with pytest.raises(BadInput, match="not in the cache"):
         build_plan(settings, home, NOW)
-    pin(home, "org/m", revision="abc", gated=True)
+    pin(home, "org/m", revision=COMMIT, gated=True)
     with pytest.raises(BadInput, match="gated"):
         build_plan(settings, home, NOW)
     with pytest.raises(MissingFile, match="pins"):
@@ -232,11 +234,11 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"models": ["/no/such/model"]}, "/no/such/model"),
         ({"dataset": "wikitext2"}, "INVARLOCK_DATASET=wikitext2"),
         ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle, spectral"),
-        ({"baseline_storage_mode": "save_pretrained"}, "PACK_BASELINE_STORAGE_MODE=save_pretrained"),
         ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
         ({"repeats": 2}, "PACK_REPEATS=2"),
         ({"use_batch_edits": True}, "PACK_USE_BATCH_EDITS=True"),
         ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
+        ({"allow_remote_code": True}, "INVARLOCK_ALLOW_REMOTE_CODE=True"),
         ({"calibration_preset_file": "/p.yaml"}, "calibration_preset_file"),
         ({"drift_calibration_runs": 0}, "DRIFT_CALIBRATION_RUNS=0"),
         ({"tuned_edit_params_file": "/no/tuned.json"}, "/no/tuned.json"),

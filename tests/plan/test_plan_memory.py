@@ -85,20 +85,31 @@ def test_hidden_devices_and_hosts_without_any(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "hub_copy", "expected"),
-    [("snapshot_symlink", True, 42), ("snapshot_symlink", False, 28), ("snapshot_copy", True, 56)],
+    ("mode", "cache", "expected"),
+    [
+        ("snapshot_symlink", "here", 42),
+        ("snapshot_symlink", "elsewhere", 28),
+        ("snapshot_symlink", None, 28),  # everything arrived already
+        ("snapshot_copy", "here", 56),
+        ("save_pretrained", "here", 56),
+    ],
 )
-def test_worked_examples_of_disk_space(mode: str, hub_copy: bool, expected: float) -> None:
-    model = ModelSpace(14, hub_copy, edits_gb=14, errors_gb=14)
-    assert required_gb([model], settings(baseline_storage_mode=mode, min_free_disk_gb=0)) == expected
-    assert required_gb([model, model], settings(baseline_storage_mode=mode)) == 2 * expected + 200
+def test_worked_examples_of_disk_space(mode: str, cache: str | None, expected: float, tmp_path: Path) -> None:
+    arrives = {"here": tmp_path / "hub", "elsewhere": Path("/proc/hub"), None: None}[cache]
+    model = ModelSpace(14, arrives, edits_gb=14, errors_gb=14)
+    run = tmp_path / "run"
+    assert required_gb(run, [model], settings(baseline_storage_mode=mode, min_free_disk_gb=0)) == expected
+    assert required_gb(run, [model, model], settings(baseline_storage_mode=mode)) == 2 * expected + 200
 
 
 def test_disk_preflight(tmp_path: Path) -> None:
-    model = ModelSpace(1e9, False, 0, 0)
+    model = ModelSpace(1e9, None, 0, 0)
     huge = settings(baseline_storage_mode="snapshot_copy", min_free_disk_gb=0)
     with pytest.raises(BadInput, match="no disk space"):
         check_space(tmp_path / "a" / "b", [model], huge)
     check_space(tmp_path, [model], huge.model_copy(update={"skip_disk_preflight": True}))
     check_space(tmp_path, [], huge)
+    elsewhere = ModelSpace(1, Path("/proc/hub"), 0, 0)  # a file system without any free space
+    with pytest.raises(BadInput, match=r"1\.0 GB of weights arrive in /proc/hub, 0\.0 GB are free"):
+        check_space(tmp_path, [elsewhere], settings(min_free_disk_gb=0))
     assert existing_parent(tmp_path / "a" / "b") == tmp_path

@@ -114,8 +114,10 @@ def named_model(text: str) -> SuiteModel:
     path = Path(text).expanduser()
     if path.is_dir():
         return SuiteModel(id=path.resolve().name, location=str(path.absolute()))
+    if path.suffix == ".gguf" and path.is_file():
+        return SuiteModel(id=path.resolve().stem, location=str(path.absolute()))
     if text.startswith(("/", "./", "../", "~")):
-        raise MissingFile(f"model path {text} is not a directory", "give the directory of a safetensors checkpoint")
+        raise MissingFile(f"model path {text} is not a directory", "give a safetensors checkpoint or a .gguf file")
     if not _HUB_ID.fullmatch(text):
         raise BadInput(f"model {text!r} is neither a hub id nor a directory", "write <organisation>/<name> or a path")
     return SuiteModel(id=text)

@@ -10,16 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evpack.checkpoint.container import DTYPES
 from evpack.checkpoint.delta import DeltaCheckpoint
-from evpack.checkpoint.reader import Checkpoint, TensorRecord, tensor_records
+from evpack.checkpoint.reader import Checkpoint, CheckpointLike, TensorRecord, tensor_records
 from evpack.errors import CheckpointError, EvidenceError
 from evpack.files import parse_json, write_json
 from evpack.rundir import ModelDir
 
 _CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "num_heads": ("num_attention_heads", "n_head"),
-    "num_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head", "n_heads", "num_heads"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     "vocab_size": ("vocab_size",),
 }
@@ -123,6 +123,12 @@ def open_variant(model: ModelDir, scenario: str) -> DeltaCheckpoint:
         CheckpointError: when either is damaged.
     """
     return DeltaCheckpoint(open_baseline(model), model.variant(scenario))
+
+
+def main_dtype(checkpoint: CheckpointLike) -> str:
+    """Type of the largest tensor, as safetensors names it: the one that most weights have."""
+    infos = (checkpoint.info(name) for name in checkpoint.names())
+    return max(infos, key=lambda info: info.nbytes).dtype
 
 
 def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:

@@ -26,7 +26,8 @@ from evpack.plan.lanes import lane_of
 from evpack.plan.memory import Devices, devices_needed, host_devices
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
-from evpack.plan.sources import Source, open_source, read_pins
+from evpack.plan.revisions import pins_document, settle_pins, store_pins
+from evpack.plan.sources import Source, open_source
 from evpack.rundir import RunDir, model_name
 from evpack.settings import Settings
 
@@ -44,10 +45,12 @@ class Draft:
     space: tuple[ModelSpace, ...]
     checkpoints: tuple[Path, ...]
     """Checkpoint directories, in the order of the plan's models."""
+    pins: Mapping[str, Any]
+    """Pinned revisions of the hub models by id."""
 
 
 def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None = None) -> Draft:
-    """Decide a campaign. Reads sources (suite data, checkpoints' headers, pins), writes nothing.
+    """Decide a campaign. Reads sources (suite data, checkpoints' headers, pins, the hub), writes no file of its own.
 
     Args:
         now: UTC time, ISO 8601; the only thing in which two drafts of the same input differ.
@@ -60,8 +63,9 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     preflight.check_settings(settings)
     manifest = chosen_scenarios(settings)
     preflight.check_kinds(manifest.scenarios)
-    pins = read_pins(settings, home)
-    sources = [open_source(model, settings, home, now, pins) for model in chosen_models(settings)]
+    chosen = chosen_models(settings)
+    pins = settle_pins([model.id for model in chosen if model.location is None], settings, home, now)
+    sources = [open_source(model, settings, home, now, pins) for model in chosen]
     preflight.check_names(sources)
     sources = sort_models(sources, settings.order, lambda source: source.weights_gb, lambda source: source.id)
     tuned = load_tuned(settings.tuned_edit_params_file) if _has_clean(manifest.scenarios) else TunedParams({})
@@ -82,16 +86,11 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         "settings.json": settings.to_json(),
         "scenarios.json": manifest.to_json(),
         "tuned_edit_params.json": dict(tuned.document),
-        "model_revisions.json": {
-            "generated_at": now,
-            "suite": settings.suite,
-            "model_list": [source.id for source in sources],
-            "models": {source.id: source.pin for source in sources},
-        },
+        "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
         "policy.json": resolve_policy(settings.tier, settings.profile).to_json(),
     }
     space = tuple(_space(source, manifest.scenarios) for source in sources)
-    return Draft(plan, documents, space, tuple(source.directory for source in sources))
+    return Draft(plan, documents, space, tuple(source.directory for source in sources), pins)
 
 
 def check_draft(draft: Draft, run: RunDir, settings: Settings, check_source: preflight.CheckSource) -> None:
@@ -133,6 +132,8 @@ def plan_campaign(
     state = run.plan.parent
     for name, value in {**draft.documents, "source_repo.json": dict(source_repo)}.items():
         write_json(state / name, value)
+    if settings.net and draft.pins:
+        store_pins(home, draft.pins, settings.suite, draft.plan.created_at)
     write_json(run.plan, draft.plan.to_json(), replace=False)
     return draft.plan
 
@@ -182,7 +183,7 @@ def _space(source: Source, scenarios: Sequence[Scenario]) -> ModelSpace:
             errors += source.largest_tensor_gb
         else:
             errors += source.weights_gb
-    return ModelSpace(source.weights_gb, hub_copy=False, edits_gb=edits, errors_gb=errors)
+    return ModelSpace(source.weights_gb, source.arrives, edits_gb=edits, errors_gb=errors)
 
 
 def _model_steps(

@@ -20,19 +20,23 @@ class ModelSpace:
     """What one model costs."""
 
     weights_gb: float
-    hub_copy: bool
-    """Whether its snapshot still has to arrive on the same file system."""
+    arrives: Path | None
+    """Directory below which its weights still have to be written (hub cache, conversion), None when they are there."""
     edits_gb: float
     """Variants made by edits that lie on disk at one time."""
     errors_gb: float
     """The same of error injections."""
 
 
-def required_gb(models: Iterable[ModelSpace], settings: Settings) -> float:
-    """GB that must be free: sum over models of snapshot + baseline copy + variants, and MIN_FREE_DISK_GB beside it."""
+def required_gb(path: Path, models: Iterable[ModelSpace], settings: Settings) -> float:
+    """GB that must be free for a run directory.
+
+    Sum over models of what arrives on the same file system + baseline copy + variants, and MIN_FREE_DISK_GB beside it.
+    """
     copies = BASELINE_COPIES[settings.baseline_storage_mode]
     total = sum(
-        model.weights_gb * (int(model.hub_copy) + copies) + model.edits_gb + model.errors_gb for model in models
+        model.weights_gb * (int(_on_device_of(path, model.arrives)) + copies) + model.edits_gb + model.errors_gb
+        for model in models
     )
     return total + settings.min_free_disk_gb
 
@@ -57,13 +61,26 @@ def check_space(path: Path, models: Iterable[ModelSpace], settings: Settings) ->
     """
     if settings.skip_disk_preflight:
         return
-    need, free = required_gb(models, settings), free_gb(path)
+    models = tuple(models)
+    need, free = required_gb(path, models, settings), free_gb(path)
     if free < need:
         raise BadInput(
             f"no disk space: {path} needs {need:.1f} GB free (of which MIN_FREE_DISK_GB={settings.min_free_disk_gb:g}),"
             f" {free:.1f} GB are",
             "make room, choose another OUTPUT_DIR, lower MIN_FREE_DISK_GB or set PACK_SKIP_DISK_PREFLIGHT=1",
         )
+    for place in {model.arrives for model in models if model.arrives and not _on_device_of(path, model.arrives)}:
+        need = sum(model.weights_gb for model in models if _on_device_of(place, model.arrives))
+        if (free := free_gb(place)) < need:
+            raise BadInput(
+                f"no disk space: {need:.1f} GB of weights arrive in {place}, {free:.1f} GB are free",
+                "make room there, choose another HF_HUB_CACHE or EVPACK_HOME, or set PACK_SKIP_DISK_PREFLIGHT=1",
+            )
+
+
+def _on_device_of(path: Path, other: Path | None) -> bool:
+    """Whether `other` is or will be on the same file system."""
+    return other is not None and existing_parent(other).stat().st_dev == existing_parent(path).stat().st_dev
 
 
 def check_writable(path: Path) -> None:

@@ -1,26 +1,52 @@
-"""Where the models of a campaign come from: local directories and pinned hub snapshots, read without loading them."""
+"""Where the models of a campaign come from, read without loading them.
+
+A source is a checkpoint directory, a GGUF file, or the pinned snapshot of a hub repository. Here stands which of its
+files belong to a baseline and how large its weights are; bringing it into a run directory is the setup step's work.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evpack.catalog.loader import parse_document, read_document
 from evpack.catalog.suites import SuiteModel, locate
-from evpack.errors import BadInput, EvidenceError
-from evpack.files import digest_json, parse_json, sha256_file
-from evpack.home import Home
+from evpack.errors import BadInput, EvidenceError, Transient
+from evpack.files import Json, digest_json, parse_json, sha256_file
+from evpack.home import Home, safe_name
+from evpack.plan import hub
 from evpack.plan.model import ModelSource
+from evpack.plan.revisions import Pin
 from evpack.settings import Settings
 
 GB = 1e9
 MAX_HEADER_BYTES = 100 << 20
 """Longest safetensors header that is parsed (the format's own limit)."""
 
+PLAIN_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+"""What a baseline takes besides its weights: configuration and tokenizer. Never code."""
+
+_WEIGHTS: tuple[tuple[Literal["safetensors", "pickle"], str, str, str], ...] = (
+    ("safetensors", "model.safetensors", ".safetensors", ""),
+    ("pickle", "pytorch_model.bin", ".bin", "pytorch_model"),
+)
+"""Formats in order of preference: name of the single file (its index has ``.index.json`` behind it), suffix, and what
+the names of files begin with that are weights even without an index."""
+
 _CONFIG_MEND = "give the directory of a Hugging Face checkpoint in safetensors format"
+_BYTES_AFTER_GGUF = 2
+"""A converted GGUF file holds bfloat16, whatever it was quantised to."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of a checkpoint that hold its weights, in one format."""
+
+    format: Literal["safetensors", "pickle"]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,92 +56,103 @@ class Source:
     id: str
     source: ModelSource
     directory: Path
-    """The checkpoint: config.json and *.safetensors."""
+    """The checkpoint: configuration, tokenizer, and its weights when they have arrived."""
     weights_gb: float
     largest_tensor_gb: float
     vocab: int
     pin: dict[str, Any]
     """Its entry in model_revisions.json."""
+    arrives: Path | None = None
+    """Directory below which its weights still have to be written (download, conversion); None when they are there."""
 
 
-def open_source(model: SuiteModel, settings: Settings, home: Home, now: str, pins: Mapping[str, Any]) -> Source:
-    """Find a model's checkpoint, its size and its pin.
+def open_source(model: SuiteModel, settings: Settings, home: Home, now: str, pins: Mapping[str, Pin]) -> Source:
+    """Find a model's checkpoint, its size and its pin. With network, configuration and tokenizer are fetched.
 
     Args:
         now: UTC time of the plan, recorded as the time a local source was pinned.
-        pins: the deployment's pinned revisions by model id (`read_pins`).
+        pins: pinned revisions of the hub models by id (`revisions.settle_pins`).
 
     Raises:
-        BadInput: no such directory, no snapshot of the pinned revision, no checkpoint in it.
+        BadInput: no such directory, no snapshot of the pinned revision, no checkpoint in it, only pickled weights
+            without PACK_CONVERT_PICKLE.
     """
-    if model.location is not None:
-        directory = locate(model.location, home)
-        revision = f"sha256:{content_digest(directory)}"
-        source = ModelSource(kind="local", path=str(directory.absolute()), revision=revision)
-        pin: dict[str, Any] = {"revision": revision, "resolved_at": now, "gated": False, "private": False}
-    else:
-        pin = _pin_of(model.id, pins)
-        directory = hub_snapshot(model.id, pin["revision"], settings, home)
-        source = ModelSource(kind="hub", revision=pin["revision"])
-    config = parse_document(
-        read_document(directory / "config.json", f"model {model.id}:", _CONFIG_MEND), f"{directory}/config.json"
-    )
-    vocab = config.get("vocab_size") if isinstance(config, dict) else None
-    if not isinstance(vocab, int) or vocab < 1:
-        raise BadInput(f"model {model.id}: {directory}/config.json names no vocab_size", _CONFIG_MEND)
-    shards = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
-    if not shards:
-        raise BadInput(f"model {model.id}: {directory} holds no *.safetensors", _CONFIG_MEND)
+    if model.location is None:
+        return _open_hub(model.id, pins[model.id], settings, home)
+    path = locate(model.location, home).absolute()
+    pin: Pin = {"revision": f"sha256:{content_digest(path)}", "resolved_at": now, "gated": False, "private": False}
+    if path.is_file():
+        return _open_gguf(model.id, path, pin, home)
+    vocab, weights = _vocab(path, model.id), weight_files(path, model.id, settings)
     return Source(
         id=model.id,
-        source=source,
-        directory=directory,
-        weights_gb=sum(path.stat().st_size for path in shards) / GB,
-        largest_tensor_gb=max(_largest_tensor(path) for path in shards) / GB,
+        source=ModelSource(kind="local", path=str(path), revision=pin["revision"], format=weights.format),
+        directory=path,
+        weights_gb=sum((path / name).stat().st_size for name in weights.names) / GB,
+        largest_tensor_gb=max(_largest_tensor(path / name) for name in weights.names) / GB,
         vocab=vocab,
         pin=pin,
+        arrives=None if weights.format == "safetensors" else _missing(converted_dir(home, model.id, pin["revision"])),
     )
 
 
-def content_digest(directory: Path) -> str:
-    """SHA-256 over names and contents of the files of a checkpoint directory (hidden ones and folders left out)."""
-    if not directory.is_dir():
-        raise BadInput(f"model path {directory} is not a directory", _CONFIG_MEND)
-    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    return digest_json({path.name: sha256_file(path) for path in files})
-
-
-def read_pins(settings: Settings, home: Home) -> Mapping[str, Any]:
-    """Pinned revisions by model id, from PACK_MODEL_REVISIONS_FILE or the deployment; empty when it has none.
+def fetch_snapshot(model_id: str, revision: str, settings: Settings, home: Home) -> Path:
+    """The snapshot of a pinned revision with everything a baseline takes; downloaded when the network may be used.
 
     Raises:
-        BadInput: named file missing, or not of the form ``{models: {id: {revision, ...}}}``.
+        BadInput: the cache or the hub does not have it, or only in a format that is not wanted.
+        Transient: the hub cannot be reached.
     """
-    path = Path(settings.model_revisions_file) if settings.model_revisions_file else home.model_revisions
-    if not settings.model_revisions_file and not path.exists():
-        return {}
-    mend = "write it as {models: {id: {revision, resolved_at, gated, private}}}"
-    document = parse_document(read_document(path, "model revisions file", mend), str(path))
-    models = document.get("models") if isinstance(document, dict) else None
-    if not isinstance(models, dict):
-        raise BadInput(f"{path}: holds no object `models`", mend)
-    return models
+    directory, sizes = _listing(model_id, revision, settings, home)
+    weights = weight_files(directory, model_id, settings, sizes)
+    patterns = [*_small_patterns(), *weights.names]
+    return hub.snapshot(model_id, revision, hub_cache(settings, home), patterns, network=settings.net)
 
 
-def hub_snapshot(model_id: str, revision: str, settings: Settings, home: Home) -> Path:
-    """The snapshot directory of a pinned revision in the hub cache.
+def weight_files(directory: Path, model_id: str, settings: Settings, names: Collection[str] | None = None) -> Weights:
+    """Which files hold the weights of a checkpoint: one format, no second copy in another.
+
+    The single file wins over an index, as in transformers; safetensors win over pickles.
+
+    Args:
+        directory: the checkpoint; index files are read from it.
+        names: names of all its files, where not all have arrived yet; those of the directory when None.
 
     Raises:
-        BadInput: when the cache has none.
+        BadInput: no weights, a damaged index, a file that the index names and that is not there, or only pickles
+            without PACK_CONVERT_PICKLE.
     """
-    cache = hub_cache(settings, home)
-    directory = cache / ("models--" + model_id.replace("/", "--")) / "snapshots" / revision
-    if not directory.is_dir():
-        raise BadInput(
-            f"model {model_id}: revision {revision} is not in the cache {cache}",
-            "download that revision into it, or set HF_HUB_CACHE to the cache that has it",
-        )
-    return directory
+    known = {path.name for path in directory.iterdir() if path.is_file()} if names is None else set(names)
+    for format_, single, suffix, stem in _WEIGHTS:
+        if single in known:
+            found = [single]
+        elif f"{single}.index.json" in known:
+            found = _indexed(directory / f"{single}.index.json", suffix, known)
+        else:
+            found = sorted(name for name in known if name.endswith(suffix) and name.startswith(stem))
+        if found:
+            if format_ == "pickle" and not settings.convert_pickle:
+                raise BadInput(
+                    f"model {model_id}: {directory} holds no safetensors weights, only pickles ({found[0]})",
+                    "use a checkpoint in safetensors format, or let PACK_CONVERT_PICKLE=1 convert these",
+                )
+            return Weights(format_, tuple(found))
+    raise BadInput(f"model {model_id}: {directory} holds no *.safetensors", _CONFIG_MEND)
+
+
+def converted_dir(home: Home, model_id: str, revision: str) -> Path:
+    """Where the conversion of a source to safetensors is kept for all campaigns of a deployment."""
+    return home.models / f"{safe_name(model_id)}-{revision.removeprefix('sha256:')[:16]}"
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or over names and contents of the files of a directory (hidden ones and folders left out)."""
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise BadInput(f"model path {path} is neither a directory nor a file", _CONFIG_MEND)
+    files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+    return digest_json({item.name: sha256_file(item) for item in files})
 
 
 def hub_cache(settings: Settings, home: Home) -> Path:
@@ -125,23 +162,98 @@ def hub_cache(settings: Settings, home: Home) -> Path:
     return (Path(settings.hf_home) if settings.hf_home else home.hf) / "hub"
 
 
-def _pin_of(model_id: str, pins: Mapping[str, Any]) -> dict[str, Any]:
-    entry = pins.get(model_id)
-    pin: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    revision = pin.get("revision")
-    if not isinstance(revision, str) or not revision.isalnum():
+def _open_hub(model_id: str, pin: Pin, settings: Settings, home: Home) -> Source:
+    revision, cache = pin["revision"], hub_cache(settings, home)
+    try:
+        directory, sizes = _listing(model_id, revision, settings, home)
+        weights = weight_files(directory, model_id, settings, sizes)
+        here = all((directory / name).is_file() for name in weights.names)
+        if here or weights.format == "pickle":
+            largest = max(_largest_tensor(directory / name) if here else sizes[name] for name in weights.names)
+        else:
+            largest = hub.largest_tensor(model_id, revision)
+    except Transient as error:
+        raise BadInput(error.what, error.mend) from error
+    arrives = None if here else cache
+    if weights.format == "pickle":
+        arrives = arrives or _missing(converted_dir(home, model_id, revision))
+    return Source(
+        id=model_id,
+        source=ModelSource(kind="hub", revision=revision, format=weights.format),
+        directory=directory,
+        weights_gb=sum(sizes[name] for name in weights.names) / GB,
+        largest_tensor_gb=largest / GB,
+        vocab=_vocab(directory, model_id),
+        pin=dict(pin),
+        arrives=arrives,
+    )
+
+
+def _listing(model_id: str, revision: str, settings: Settings, home: Home) -> tuple[Path, Mapping[str, int]]:
+    """A snapshot with configuration and tokenizer, and the sizes of all files of the repository that matter."""
+    directory = hub.snapshot(model_id, revision, hub_cache(settings, home), _small_patterns(), network=settings.net)
+    if settings.net:
+        return directory, hub.look_up(model_id, revision).files
+    return directory, {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+
+
+def _small_patterns() -> list[str]:
+    return [f"*{suffix}" for suffix in PLAIN_SUFFIXES]
+
+
+def _indexed(index: Path, suffix: str, known: Collection[str]) -> list[str]:
+    """The files that an index names."""
+    document = parse_document(read_document(index, "weight index", _CONFIG_MEND), str(index))
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    values = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    names = sorted(name for name in values if isinstance(name, str) and name.endswith(suffix))
+    if not names or len(names) != len(values):
+        raise BadInput(f"{index}: its weight_map does not name files ending in {suffix}", "fetch the checkpoint again")
+    if missing := [name for name in names if name not in known]:
         raise BadInput(
-            f"model {model_id} requires a pinned revision and has none",
-            "add it to model_revisions.json in EVPACK_HOME, or set PACK_MODEL_REVISIONS_FILE",
+            f"{index}: the file {missing[0]!r} it names is missing ({len(missing)} of {len(names)})",
+            "fetch the missing file",
         )
-    if pin.get("gated") or pin.get("private"):
-        raise BadInput(f"model {model_id} is gated or private", "use an openly available model")
-    return {
-        "revision": revision,
-        "resolved_at": pin.get("resolved_at"),
-        "gated": bool(pin.get("gated", False)),
-        "private": bool(pin.get("private", False)),
-    }
+    return names
+
+
+def _missing(directory: Path) -> Path | None:
+    return None if directory.is_dir() else directory
+
+
+def _open_gguf(model_id: str, path: Path, pin: Pin, home: Home) -> Source:
+    """A GGUF file, by its header. The size is that of its conversion."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        sizes = [int(tensor.n_elements) * _BYTES_AFTER_GGUF for tensor in reader.tensors]
+        vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise BadInput(
+            f"model {model_id}: {path} is no GGUF file of a language model ({error})", "give an intact GGUF file"
+        ) from error
+    directory = converted_dir(home, model_id, pin["revision"])
+    return Source(
+        id=model_id,
+        source=ModelSource(kind="local", path=str(path), revision=pin["revision"], format="gguf"),
+        directory=directory,
+        weights_gb=sum(sizes) / GB,
+        largest_tensor_gb=max(sizes, default=0) / GB,
+        vocab=vocab,
+        pin=pin,
+        arrives=_missing(directory),
+    )
+
+
+def _vocab(directory: Path, model_id: str) -> int:
+    config = parse_document(
+        read_document(directory / "config.json", f"model {model_id}:", _CONFIG_MEND), f"{directory}/config.json"
+    )
+    vocab = config.get("vocab_size") if isinstance(config, dict) else None
+    if not isinstance(vocab, int) or vocab < 1:
+        raise BadInput(f"model {model_id}: {directory}/config.json names no vocab_size", _CONFIG_MEND)
+    return vocab
 
 
 def _largest_tensor(shard: Path) -> int:
@@ -153,7 +265,7 @@ def _largest_tensor(shard: Path) -> int:
     try:
         with shard.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = parse_json(handle.read(min(length, MAX_HEADER_BYTES)), shard.name, MAX_HEADER_BYTES)
+            header: Json = parse_json(handle.read(min(length, MAX_HEADER_BYTES)), shard.name, MAX_HEADER_BYTES)
         spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
         return max((int(end) - int(start) for start, end in spans), default=0)
     except (OSError, struct.error, EvidenceError, AttributeError, KeyError, TypeError, ValueError):

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from evpack.checkpoint.convert import converted
 from evpack.checkpoint.profile import build_profile, write_profile
 from evpack.checkpoint.reader import Checkpoint
+from evpack.checkpoint.storage import bring_in
 from evpack.data.sources import source_from
 from evpack.data.tokenise import load_tokenizer, token_ids, tokenizer_digest
 from evpack.data.windows import WindowDemand, make_windows
-from evpack.errors import BadInput, CheckpointError, MissingFile
+from evpack.errors import CheckpointError, MissingFile
 from evpack.files import publishing
 from evpack.guards.invariants import require_finite
 from evpack.plan.model import ModelPlan
-from evpack.plan.sources import content_digest, hub_snapshot
+from evpack.plan.sources import GB, content_digest, converted_dir, fetch_snapshot, weight_files
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 from evpack.steps.subject import model_of, set_aside
-
-_TAKEN = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
-"""Suffixes of what a checkpoint consists of: configuration, weights, tokenizer. Never pickles, never code."""
 
 
 def setup_baseline(ctx: StepContext) -> list[Path]:
@@ -38,10 +36,10 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
     for path in (place.baseline, place.windows, place.profile):
         if path.exists():
             set_aside(ctx, path)
-    source = _source_directory(ctx, model)
-    _bring_in(source, place.baseline, ctx.settings.baseline_storage_mode, str(ctx.attempt))
+    source = _source(ctx, model)
+    weights = weight_files(source, model.id, ctx.settings).names
+    bring_in(source, weights, place.baseline, ctx.settings.baseline_storage_mode, str(ctx.attempt))
     checkpoint = Checkpoint(place.baseline)
-    _check_pin(source, model)
     _cut_windows(ctx, place)
     require_finite(checkpoint)
     profile = build_profile(checkpoint, model_id=model.id, revision=model.source.revision)
@@ -50,40 +48,35 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
     return [place.baseline, place.windows, place.profile]
 
 
-def _source_directory(ctx: StepContext, model: ModelPlan) -> Path:
-    """The local directory of a source: its path, or the snapshot of its pinned revision in the cache."""
+def _source(ctx: StepContext, model: ModelPlan) -> Path:
+    """The local directory with the model's safetensors: fetched or converted when it is not there yet."""
+    revision = model.source.revision or ""
     if model.source.kind == "hub":
-        return hub_snapshot(model.id, model.source.revision or "", ctx.settings, ctx.home)
-    path = Path(model.source.path or "")
-    if not (model.source.path and path.is_dir()):
-        raise MissingFile(f"model {model.id}: directory {model.source.path} does not exist", "mend the path")
-    return path
+        path = fetch_snapshot(model.id, revision, ctx.settings, ctx.home)
+        _check_size(ctx, model, path)
+    else:
+        path = Path(model.source.path or "")
+        if not (model.source.path and path.exists()):
+            raise MissingFile(f"model {model.id}: {model.source.path} does not exist", "mend the path")
+        if revision != f"sha256:{content_digest(path)}":
+            raise CheckpointError(
+                f"model {model.id}: {path} has changed since the campaign was planned", "plan a new campaign"
+            )
+    if model.source.format == "safetensors":
+        return path
+    pickles = weight_files(path, model.id, ctx.settings).names if model.source.format == "pickle" else None
+    return converted(path, converted_dir(ctx.home, model.id, revision), revision, pickles)
 
 
-def _check_pin(source: Path, model: ModelPlan) -> None:
-    """A local source must still hold what it held when the campaign was planned."""
-    pin = model.source.revision or ""
-    if pin.startswith("sha256:") and pin != f"sha256:{content_digest(source)}":
+def _check_size(ctx: StepContext, model: ModelPlan, snapshot: Path) -> None:
+    """Lanes, memory and disk were planned for a size; a snapshot of another is not the one that was planned."""
+    names = weight_files(snapshot, model.id, ctx.settings).names
+    size = round(sum((snapshot / name).stat().st_size for name in names) / GB, 3)
+    if size != model.weights_gb:
         raise CheckpointError(
-            f"model {model.id}: {source} has changed since the campaign was planned", "plan a new campaign"
+            f"model {model.id}: the weights in {snapshot} take {size} GB, the plan says {model.weights_gb}",
+            "remove this snapshot from the cache, fetch it again and plan a new campaign",
         )
-
-
-def _bring_in(source: Path, target: Path, mode: str, label: str) -> None:
-    """Publish the checkpoint's files as links into the source (snapshot_symlink) or as copies (snapshot_copy)."""
-    files = sorted(item for item in source.iterdir() if item.is_file() and item.suffix in _TAKEN)
-    if not any(item.suffix == ".safetensors" for item in files):
-        raise BadInput(f"{source} holds no safetensors weights", "convert the checkpoint to safetensors")
-    with publishing(target, label) as part:
-        for item in files:
-            if mode == "snapshot_symlink":
-                (part / item.name).symlink_to(item.resolve())
-            elif mode == "snapshot_copy":
-                shutil.copyfile(item, part / item.name)
-            else:
-                raise BadInput(
-                    f"baseline storage mode {mode!r} is not supported", "use snapshot_symlink or snapshot_copy"
-                )
 
 
 def _cut_windows(ctx: StepContext, place: ModelDir) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evpack.checkpoint.loading import LoadingReport, load_model
-from evpack.checkpoint.profile import open_baseline
+from evpack.checkpoint.profile import main_dtype, open_baseline
 from evpack.checkpoint.reader import Checkpoint, CheckpointLike
 from evpack.data.windows import RunWindows, WindowSet, window_digest
 from evpack.errors import BrokenContract, CheckpointError, EvidenceError
@@ -52,7 +52,7 @@ class Bench:
         model, place = model_of(ctx)
         prepare_process(ctx.settings.determinism)
         baseline = open_baseline(place)
-        where = Placement.choose(model.devices, _main_dtype(baseline))
+        where = Placement.choose(model.devices, main_dtype(baseline))
         return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
 
     def load(self, checkpoint: CheckpointLike) -> tuple[Any, LoadingReport]:
@@ -146,9 +146,3 @@ def set_aside(ctx: StepContext, path: Path) -> None:
     target = ctx.run.archive / ctx.step.id / f"stale-{uuid.uuid4().hex[:8]}"
     target.mkdir(parents=True)
     shutil.move(path, target / path.name)
-
-
-def _main_dtype(checkpoint: CheckpointLike) -> str:
-    """Type of the largest tensor, as safetensors names it."""
-    infos = (checkpoint.info(name) for name in checkpoint.names())
-    return max(infos, key=lambda info: info.nbytes).dtype

@@ -1,0 +1,34 @@
+"""Conversions of checkpoints, each in a process of its own.
+
+They want torch and the memory of a model, which whoever asks for a path need not carry, and they read files of others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from evpack.errors import CheckpointError
+
+
+def run_worker(module: str, source: Path, target: Path, mend: str, environ: Mapping[str, str] | None = None) -> None:
+    """Run ``python -m MODULE SOURCE TARGET`` and wait.
+
+    Args:
+        module: started by name, never imported: a library that only wants a path must not load torch.
+        target: an existing directory.
+        mend: what the reader of the error should do.
+        environ: the process's environment; this one's when None.
+
+    Raises:
+        CheckpointError: it failed, with its last words.
+    """
+    command = [sys.executable, "-m", module, str(source), str(target)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environ and dict(environ)
+    )
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise CheckpointError(f"{source} could not be converted (exit {result.returncode}): {last}", mend)

@@ -1,0 +1,67 @@
+"""``python -m evpack.checkpoint.pickle_worker SOURCE TARGET``: the tensors of one pickle as one safetensors file.
+
+The unpickler admits tensors and plain containers only (``weights_only``): an object of any other kind ends the
+conversion before it is made.
+"""
+
+from __future__ import annotations
+
+import pickle  # for the name of an error; nothing is ever loaded with it
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_HEADS = ("lm_head.", "embed_out.", "output.")
+"""Output layers. A pickle stores tied weights once under two names; on disk the tie is the absence of the head."""
+
+_WORLD_READABLE = 0o644
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the tensors of a pickled state dict as safetensors.
+
+    Raises:
+        ValueError: when the pickle holds something else than named tensors.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"{found[1].rstrip('.')} in it is not a tensor" if found else "not a pickle of tensors"
+        raise ValueError(f"{source.name}: {what}; nothing of it was run") from error
+    for name, value in state.items() if isinstance(state, dict) else ((type(state).__name__, None),):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"{source.name}: {name!r} is not a named tensor")
+    save_file(_untied(state), target, metadata={"format": "pt"})
+    target.chmod(_WORLD_READABLE)
+
+
+def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every tensor in memory of its own; of two names for one tensor, the head's is left out."""
+    seen: set[tuple[object, ...]] = set()
+    kept: dict[str, torch.Tensor] = {}
+    for name in sorted(state, key=lambda name: (name.startswith(_HEADS), name)):
+        tensor = state[name]
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
+        shared = tensor.numel() > 0 and place in seen
+        seen.add(place)
+        if shared and name.startswith(_HEADS):
+            continue
+        part = tensor.untyped_storage().nbytes() != tensor.nbytes
+        kept[name] = tensor.clone().contiguous() if shared or part else tensor.contiguous()
+    return kept
+
+
+if __name__ == "__main__":
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (ValueError, RuntimeError, EOFError) as problem:
+        sys.exit(str(problem).splitlines()[0])
