@@ -269,7 +269,7 @@ def test_setup_refuses_a_checkpoint_that_changed_since_the_plan(fresh: Campaign,
 def test_setup_refuses_a_directory_without_weights(fresh: Campaign, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(BadInput, match="holds no .*safetensors"):
+    with pytest.raises(BadInput, match=r"holds no .*safetensors"):
         setup_baseline(Campaign(tmp_path, empty, fresh.text).context(StepType.SETUP_BASELINE))
 
 
