@@ -44,14 +44,16 @@ class LowrankSvd(Kernel):
         """See `Kernel.apply`."""
         import torch
 
-        values = weight.float()
+        values = weight.to(torch.float32, copy=True)
+        scale = torch.ldexp(values.new_ones(()), torch.frexp(values.abs().max()).exponent)
+        values /= scale  # a power of two: exact, and squares of huge weights stay finite
         wide = values if values.shape[0] <= values.shape[1] else values.T
         basis = leading_basis(wide, self.rank)
         coordinates = basis.T @ wide
         left, right = (basis, coordinates) if wide is values else (coordinates.T, basis.T)
         result = torch.empty_like(weight)
         for rows in row_blocks(weight):
-            result[rows] = left[rows] @ right
+            result[rows] = (left[rows] @ right).mul_(scale)
         total = float(values.square().sum(dtype=torch.float64))
         kept = float(coordinates.square().sum(dtype=torch.float64))
         self._energies.append(min(1.0, kept / total) if total > 0.0 else 1.0)
