@@ -48,7 +48,10 @@ def prepare() -> None:
         if not deployment.config_file.is_file():
             deployment.write_config(port=8080, slots=sum(pool_slots().values()), schedules=True)
         environ = deployment.environ()
-    if subprocess.run([sys.executable, "-m", "evpack.airflow.prepare"], env=environ, check=False).returncode:
+    command = [sys.executable, "-m", "evpack.airflow.prepare"]
+    done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
         raise EvpackError("Airflow could not be prepared", "see its messages above")
     pools = json.loads(home.pools.read_text(encoding="utf-8"))
     print(f"{environ['AIRFLOW_HOME']}: " + ", ".join(f"pool {name} {slots} slots" for name, slots in pools.items()))
