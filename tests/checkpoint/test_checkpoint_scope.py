@@ -162,3 +162,21 @@ def test_experts_are_marked():
     assert place("model.layers.0.mlp.experts.down_proj", 3).expert
     assert not place("model.layers.0.mlp.shared_expert.down_proj.weight", 2).expert
     assert not place("model.layers.0.mlp.down_proj.weight", 2).expert
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "inputs_first"),
+    [
+        ("gpt2", "h.0.mlp.c_fc.weight", True),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight", True),
+        ("gpt_bigcode", "transformer.h.0.mlp.c_fc.weight", False),
+        ("gpt_neo", "transformer.h.0.attn.attention.q_proj.weight", False),
+        ("gpt_oss", "model.layers.0.mlp.experts.down_proj", True),
+        ("gpt_oss", "model.layers.0.self_attn.o_proj.weight", False),
+        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj", False),
+        ("", "model.layers.0.mlp.up_proj.weight", False),
+    ],
+)
+def test_which_way_round_a_weight_is_stored_depends_on_the_model_type(model_type, name, inputs_first):
+    placement = place(name, 3 if ".experts." in name else 2, model_type)
+    assert placement is not None and placement.inputs_first is inputs_first

@@ -4,7 +4,6 @@ import torch  # noqa: TID253
 from evpack.catalog.edit_spec import EDIT_TYPES, parse_edit_spec, resolve_edit
 from evpack.catalog.supported import SUPPORTED_EDITS
 from evpack.edits import SUPPORTED, apply_edit, kernel_for
-from evpack.edits.quant_rtn import QuantRtn
 from evpack.errors import BadInput, CheckpointError
 
 FFN = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -24,7 +23,7 @@ def edit(tmp_path):
     return edit
 
 
-@pytest.mark.parametrize("spec", ["quant_rtn:4:{}", "magnitude_prune:0.5:{}"])
+@pytest.mark.parametrize("spec", ["quant_rtn:4:{}", "fp8_quant:e5m2:{}", "magnitude_prune:0.5:{}", "lowrank_svd:3:{}"])
 @pytest.mark.parametrize(
     ("scope", "expected"),
     [
@@ -98,10 +97,14 @@ def test_a_type_that_cannot_be_edited_is_named(edit, checkpoint_of, block, dtype
         edit(checkpoint_of(block | {name: block[name].to(dtype)}), "quant_rtn:8:ffn")
 
 
-def test_an_edit_that_creates_non_finite_values_is_an_error(edit, checkpoint_of, block, monkeypatch):
-    monkeypatch.setattr(QuantRtn, "apply", lambda self, weight: weight / 0)
-    with pytest.raises(CheckpointError, match=r"'model\.layers\.0\.mlp\.down_proj\.weight' non-finite"):
-        edit(checkpoint_of(block), "quant_rtn:2:ffn")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_edit_that_creates_non_finite_values_is_an_error_with_their_count(edit, checkpoint_of, block, dtype):
+    name = "model.layers.0.mlp.up_proj.weight"
+    block = {known: tensor.to(dtype) for known, tensor in block.items()}
+    block[name][0, :3] = torch.tensor([57344.0, 61440.0, -65504.0])
+    with pytest.raises(CheckpointError, match=rf"2 entries of tensor '{name}' non-finite"):
+        edit(checkpoint_of(block), "fp8_quant:e5m2:ffn")
+    assert edit(checkpoint_of(block, "again"), "fp8_quant:e4m3:ffn", "saturated").read(name)[0, 1] == 448
 
 
 def test_an_edit_without_effect_is_an_error(edit, checkpoint_of, block):
