@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evpack.catalog.scenarios import ErrorGeneration
 from evpack.checkpoint.profile import open_baseline
+from evpack.data.windows import WindowSet
 from evpack.edits import apply_edit
 from evpack.errors import BrokenContract, Transient
 from evpack.faults import apply_fault
@@ -42,7 +43,9 @@ def create(ctx: StepContext) -> list[Path]:
             if step.edit is not None:
                 variant = apply_edit(baseline, step.edit, directory, scenario=step.scenario)
             else:
-                variant = apply_fault(baseline, _error_type(ctx, step.scenario), directory, scenario=step.scenario)
+                tokens = WindowSet.load(model.windows).tokens
+                fault = _error_type(ctx, step.scenario)
+                variant = apply_fault(baseline, fault, directory, scenario=step.scenario, tokens=tokens)
     except AlreadyPublished as error:
         raise Transient(f"{target} was published by another attempt", "try again") from error
     log.info("%s: %d tensors changed", step.id, len(variant.variant.changed))

@@ -3,13 +3,11 @@ import math
 
 import pytest
 import torch  # noqa: TID253
-from safetensors.torch import save_file
 
 from evpack.catalog.supported import SUPPORTED_FAULTS
-from evpack.checkpoint.container import same_bytes
-from evpack.checkpoint.reader import Checkpoint
+from evpack.checkpoint.container import ContainerWriter, same_bytes
 from evpack.errors import BadInput, CheckpointError
-from evpack.faults import SUPPORTED, apply_fault
+from evpack.faults import SUPPORTED
 
 # Query and down projection of the first block as each family writes them on disk.
 FAMILIES = {
@@ -18,18 +16,6 @@ FAMILIES = {
     "gpt_neox": ("gpt_neox.layers.{}.attention.query_key_value.weight", "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight"),
     "phi3": ("model.layers.{}.self_attn.qkv_proj.weight", "model.layers.{}.mlp.down_proj.weight"),
 }
-
-
-@pytest.fixture
-def checkpoint_of(tmp_path):
-    def make(tensors):
-        root = tmp_path / "model"
-        root.mkdir()
-        (root / "config.json").write_text("{}")
-        save_file(tensors, root / "model.safetensors")
-        return Checkpoint(root)
-
-    return make
 
 
 @pytest.fixture(params=FAMILIES)
@@ -42,16 +28,6 @@ def family(request, checkpoint_of):
         for name in (query, down):
             tensors[name.format(layer)] = torch.randn(6, 4, generator=generator).bfloat16()
     return checkpoint_of(tensors), query.format(0), down.format(0)
-
-
-@pytest.fixture
-def inject(tmp_path):
-    def inject(checkpoint, error_type):
-        directory = tmp_path / "variant"
-        directory.mkdir()
-        return apply_fault(checkpoint, error_type, directory, scenario="scenario")
-
-    return inject
 
 
 def test_nan_injection_touches_one_element_of_the_first_query(family, inject):
@@ -83,7 +59,7 @@ def test_scale_explosion_multiplies_the_first_down_projection(family, inject):
     assert metadata["after"]["frobenius"] == pytest.approx(100 * metadata["before"]["frobenius"], rel=0.01)
 
 
-@pytest.mark.parametrize("error_type", SUPPORTED)
+@pytest.mark.parametrize("error_type", ["nan_injection", "inf_injection", "scale_explosion", "spectral_moderate_scale"])
 def test_a_fault_declares_nothing_and_costs_one_tensor(family, inject, error_type):
     checkpoint, *_ = family
     variant = inject(checkpoint, error_type)
@@ -93,6 +69,29 @@ def test_a_fault_declares_nothing_and_costs_one_tensor(family, inject, error_typ
     assert content["metadata"]["artifact_class"] == "fault_injection_fixture"
     size = sum(file.stat().st_size for file in variant.path.iterdir())
     assert size <= checkpoint.info(content["metadata"]["target_param"]).nbytes + 64_000
+
+
+def test_inf_injection_and_the_moderate_scale_are_in_the_middle(family, inject):
+    checkpoint, query, down = family
+    infinite = inject(checkpoint, "inf_injection")
+    [name] = infinite.variant.changed
+    assert name == query.replace(".0.", ".5.") and infinite.variant.metadata["target_block"] == 5
+    assert infinite.read(name)[0, 0] == math.inf and int(infinite.read(name).isinf().sum()) == 1
+    doubled = inject(checkpoint, "spectral_moderate_scale")
+    [name] = doubled.variant.changed
+    assert name == down.replace(".0.", ".5.")
+    assert same_bytes(doubled.read(name), checkpoint.read(name) * 2)
+
+
+def test_the_skew_alternates_over_the_blocks(family, inject):
+    checkpoint, _, down = family
+    variant = inject(checkpoint, "ve_mlp_scale_skew")
+    for layer in range(11):
+        name = down.replace(".0.", f".{layer}.")
+        factor = 1 / 1.2 if layer % 2 else 1.2
+        assert variant.variant.metadata["scale_factors"][str(layer)] == factor
+        assert same_bytes(variant.read(name), (checkpoint.read(name).float() * factor).bfloat16())
+    assert variant.variant.metadata["target_count"] == len(variant.variant.changed) == 11
 
 
 def test_what_the_planner_lets_through_can_be_injected():
@@ -107,7 +106,7 @@ def test_an_unknown_error_type_is_bad_input(checkpoint_of, inject):
 
 def test_damage_that_does_not_show_is_an_error(checkpoint_of, inject):
     name = FAMILIES["mistral"][1].format(0)
-    with pytest.raises(CheckpointError, match="changed no byte"):
+    with pytest.raises(CheckpointError, match="does not show"):
         inject(checkpoint_of({name: torch.zeros(4, 4)}), "scale_explosion")
 
 
@@ -122,7 +121,16 @@ def test_a_model_without_the_place_is_an_error(checkpoint_of, inject):
         inject(checkpoint_of({"model.embed_tokens.weight": torch.ones(2, 2)}), "nan_injection")
 
 
-def test_routed_experts_alone_are_no_place(checkpoint_of, inject):
+def test_routed_experts_without_a_text_are_no_place(checkpoint_of, inject):
     name = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
     with pytest.raises(CheckpointError, match="only routed experts"):
         inject(checkpoint_of({name: torch.ones(2, 2)}), "scale_explosion")
+
+
+def test_what_is_written_is_what_was_seen(checkpoint_of, inject, monkeypatch):
+    """A variant whose bytes went wrong on the way to the disk is refused."""
+    add = ContainerWriter.add
+    monkeypatch.setattr(ContainerWriter, "add", lambda self, name, tensor: add(self, name, torch.zeros_like(tensor)))
+    name = FAMILIES["mistral"][1].format(0)
+    with pytest.raises(CheckpointError, match="digest"):
+        inject(checkpoint_of({name: torch.ones(4, 4)}), "scale_explosion")
