@@ -10,7 +10,10 @@ import typer
 from evpack import __version__
 from evpack.errors import EvpackError
 
-COMMANDS = ("campaign", "plan", "step", "verify", "build", "keygen", "airflow", "assets", "suites", "settings")
+COMMANDS = (
+    *("campaign", "plan", "step", "verify", "build", "keygen", "airflow", "assets", "suites", "settings"),
+    "revisions",
+)
 """Modules of evpack.cli; each adds its commands with `register(app)`."""
 
 
