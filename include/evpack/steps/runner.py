@@ -21,6 +21,7 @@ from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepEx
 from evpack.files import digest_json, write_json
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, load_plan
+from evpack.plan.model import step_id as make_step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state
@@ -118,13 +119,27 @@ def _finish(ctx: StepContext, dag_run: str | None) -> None:
             return
         log.info("%s is redone; old results move to archive/", ctx.step.id)
         state.archive_outputs(ctx.run, marker)
-    published = _function(ctx.step.type)(ctx)
-    if not published:
+    skipped = _skipped(ctx.plan, ctx.step)
+    if skipped is not None:
+        log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
+    published = [] if skipped is not None else _function(ctx.step.type)(ctx)
+    if not published and skipped is None:
         raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
     state.write_marker(
         ctx.run, ctx.step, input_digest=inputs, published=published, dag_run=dag_run, attempt=ctx.attempt
     )
     log.info("%s done", ctx.step.id)
+
+
+def _skipped(plan: CampaignPlan, step: StepPlan) -> str | None:
+    """Why a create or evaluate step makes nothing, by its resolved edit; None when there is work.
+
+    The step succeeds, so that nothing behind it is blocked; the verdict still lacks the evidence.
+    """
+    if step.type not in (StepType.CREATE, StepType.EVALUATE):
+        return None
+    edit = plan.step(make_step_id(StepType.CREATE, step.model, step.scenario)).edit
+    return edit.reason if edit is not None and edit.status == "skipped" else None
 
 
 def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:

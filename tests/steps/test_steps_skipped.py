@@ -1,0 +1,99 @@
+"""An edit that the tuned parameters skip: its steps succeed without output; no plan and no verdict overlooks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
+from evpack.catalog.loader import parse_as, shipped
+from evpack.catalog.policy import resolve_policy
+from evpack.catalog.scenarios import Manifest
+from evpack.errors import BadInput, StepExit
+from evpack.files import read_json, write_json
+from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.rundir import RunDir
+from evpack.settings import Settings
+from evpack.steps import runner
+from evpack.verdict.rules import compile_verdict
+
+SCENARIO = "quant_clean"
+CREATE, EVALUATE = (step_id(kind, "m", SCENARIO) for kind in (StepType.CREATE, StepType.EVALUATE))
+
+
+def plan_of(status: str) -> CampaignPlan:
+    entry = {"status": status, "reason": "no bits pass", "bits": 8, "group_size": 0}
+    edit = resolve_edit(parse_edit_spec("quant_rtn:clean:ffn"), entry)
+    manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
+    model = ModelPlan(
+        id="M",
+        label="M",
+        name="m",
+        source=ModelSource(kind="local", path="/m"),
+        weights_gb=1,
+        devices=0,
+        lane="l",
+        batch=32,
+    )
+    where: dict[str, Any] = {"model": "m", "scenario": SCENARIO, "lane": "l"}
+    return CampaignPlan(
+        suite="test",
+        created_at="2026-01-01T00:00:00Z",
+        evpack_version="0",
+        settings_digest=Settings().digest(),
+        models=(model,),
+        scenarios=tuple(scenario for scenario in manifest.scenarios if scenario.id == SCENARIO),
+        steps=(
+            StepPlan(id=CREATE, type=StepType.CREATE, edit=edit, **where),
+            StepPlan(id=EVALUATE, type=StepType.EVALUATE, needs=(CREATE,), runs=(1, 2, 3), **where),
+        ),
+    )
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[[str], RunDir]:
+    def make(status: str) -> RunDir:
+        run = RunDir(tmp_path / status)
+        write_json(run.settings, Settings().to_json())
+        write_json(run.plan, plan_of(status).to_json())
+        return run
+
+    return make
+
+
+def test_steps_of_a_skipped_edit_succeed_without_output(planned: Callable[[str], RunDir]) -> None:
+    run = planned("skipped")
+    for step in (CREATE, EVALUATE):
+        assert runner.run_step(run.root, step) is StepExit.OK
+        assert read_json(run.marker(step))["outputs"] == {}
+        assert "no bits pass" in run.task_log(step).read_text()
+    assert not (run.root / "m").exists()
+    assert runner.run_step(run.root, EVALUATE) is StepExit.OK
+    assert "done already" in run.task_log(EVALUATE).read_text()
+
+
+def test_a_selected_edit_is_not_skipped(planned: Callable[[str], RunDir]) -> None:
+    assert runner.run_step(planned("selected").root, CREATE) is not StepExit.OK
+
+
+def test_what_was_skipped_is_missing_in_the_verdict() -> None:
+    plan = plan_of("skipped")
+    policy = resolve_policy("balanced", "small")
+    verdict = compile_verdict(plan, {}, policy, guards_order=["invariants"], timestamp="2026-01-01T00:00:00Z")
+    assert verdict.word == "INCOMPLETE"
+    assert verdict.document["missing"]["by_model"] == {"m": {"clean": [SCENARIO]}}
+
+
+def test_a_campaign_is_not_planned_with_a_skipped_edit(tmp_path: Path) -> None:
+    from evpack.catalog.tuned import TunedParams
+    from evpack.plan.preflight import resolve_edits
+
+    class Model:
+        id = "M"
+
+    tuned = TunedParams({"models": {"M": {"quant_rtn": {"status": "skipped", "reason": "no bits pass"}}}})
+    with pytest.raises(BadInput, match="M:quant_rtn:skipped"):
+        resolve_edits([Model()], plan_of("selected").scenarios, tuned)  # type: ignore[list-item]
