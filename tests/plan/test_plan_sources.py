@@ -30,6 +30,12 @@ from evpack.settings import Settings
 from tests.plan.hub_server import HubServer, commit_of, lead_client_to, serving
 
 NOW = "2026-11-23T12:00:00Z"
+TUNED = {
+    "quant_rtn": {"scope": "ffn", "bits": 4, "group_size": 32},
+    "fp8_quant": {"scope": "ffn", "format": "e5m2"},
+    "magnitude_prune": {"scope": "ffn", "sparsity": 0.12},
+    "lowrank_svd": {"scope": "ffn@layer=31", "rank": 32},
+}
 MakeSettings = Callable[..., Settings]
 MakeRepository = Callable[..., Path]
 
@@ -274,9 +280,9 @@ def can_be_made(scenario: Scenario) -> bool:
 
 @pytest.mark.parametrize("name", ["subset", "showcase", "workshop3", "full"])
 def test_shipped_suites_plan_offline_from_a_filled_cache(
-    name: str, make_settings: MakeSettings, make_model: Callable[..., Path], home: Home
+    name: str, make_settings: MakeSettings, make_model: Callable[..., Path], home: Home, tmp_path: Path
 ) -> None:
-    """Tiny weights under the real ids, the shipped tuned parameters, every scenario that can be made."""
+    """Tiny weights under the real ids, every scenario that can be made."""
     ids = [model.id for model in suite(name).models]
     pins = {}
     for index, model_id in enumerate(ids):
@@ -287,7 +293,9 @@ def test_shipped_suites_plan_offline_from_a_filled_cache(
         pins[model_id] = {"revision": commit, "resolved_at": NOW, "gated": False, "private": False}
     home.model_revisions.write_text(json.dumps({"models": pins}))
     scenarios = [scenario.id for scenario in chosen_scenarios(Settings(suite=name)).scenarios if can_be_made(scenario)]
-    settings = make_settings(suite=name, models=None, scenarios=scenarios, tuned_edit_params_file=None)
+    tuned = tmp_path / "all_edits.json"
+    tuned.write_text(json.dumps({"defaults": {name: {"status": "selected", **entry} for name, entry in TUNED.items()}}))
+    settings = make_settings(suite=name, models=None, scenarios=scenarios, tuned_edit_params_file=str(tuned))
     draft = build_plan(settings, home, NOW)
     assert [scenario.id for scenario in draft.plan.scenarios] == scenarios
     assert {model.id for model in draft.plan.models} == set(ids)
