@@ -10,7 +10,7 @@ SUPPORTED_FAULTS = frozenset(
         *("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew"),
     }
 )
-SUPPORTED_GUARDS = frozenset({"invariants"})
+SUPPORTED_GUARDS = frozenset({"invariants", "spectral", "rmt", "variance"})
 SUPPORTED_PROVIDERS = frozenset({"text", "local_jsonl"})
 SUPPORTED_STORAGE = frozenset({"snapshot_symlink", "snapshot_copy", "save_pretrained"})
 

@@ -6,10 +6,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+from evpack.catalog.policy import Policy
 from evpack.errors import EvaluationError
 from evpack.evaluation.records import ARMS, Arm, WindowRecords
 from evpack.files import publishing, sha256_bytes, write_atomic, write_json
+from evpack.guards import chain, spectral
 from evpack.steps.base import StepContext, log
+from evpack.steps.guarding import (
+    ACTIVATIONS_FILE,
+    baseline_spectral_file,
+    calibrated_spectral,
+    encoded,
+    found_activations,
+    heard,
+    listener_for,
+)
 from evpack.steps.subject import Bench, records_bytes, set_aside
 
 BASELINE_REPORT_SCHEMA = "evpack_baseline_report_v1"
@@ -18,6 +29,8 @@ BASELINE_REPORT_SCHEMA = "evpack_baseline_report_v1"
 def calibrate(ctx: StepContext) -> list[Path]:
     """Publish ``reports/calibration/run_<k>`` with records.json and baseline_report.json for each scheduled run.
 
+    Where guards of the order need them, also the figures they compare with: activation_records.json of each run and
+    ``reports/calibration/spectral_records.json``.
     All scheduled runs are scored, also those beyond the number of calibration runs: evaluation run k pairs with run k.
     A run that an earlier attempt finished under the same contract is kept.
 
@@ -27,25 +40,39 @@ def calibrate(ctx: StepContext) -> list[Path]:
         OutOfMemory: when model or batch do not fit.
     """
     bench = Bench.set_up(ctx)
+    policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
+    published = _spectral(bench, policy) if spectral.NAME in ctx.settings.guards_order else []
     model = bench.load_baseline()
     compute, digest = bench.contract(model), bench.baseline.digest()
-    published = []
+    sampled = chain.sampled_windows(ctx.settings.guards_order, policy)
     for run in bench.windows.runs:
         target = bench.place.calibration / f"run_{run.run}"
         published.append(target)
         if target.exists():
             found = bench.found_records(target / "records.json", run, digest)
-            if found is not None and found.compute == compute and (target / "baseline_report.json").is_file():
+            heard_too = not sampled or found_activations(bench, target / ACTIVATIONS_FILE, run, sampled) is not None
+            complete = heard_too and (target / "baseline_report.json").is_file()
+            if found is not None and found.compute == compute and complete:
                 log.info("calibration run %d is there already", run.run)
                 continue
             set_aside(ctx, target)
-        records = bench.records(run, bench.score(model, run), compute, digest)
+        listener = listener_for(run, sampled)
+        records = bench.records(run, bench.score(model, run, listener), compute, digest)
         report = _report(ctx, bench, records)
         with publishing(target, str(ctx.attempt)) as part:
             write_atomic(part / "records.json", records_bytes(records))
             write_json(part / "baseline_report.json", report)
+            if listener is not None:
+                activations = heard(bench, run, listener, bench.baseline, baseline=True)
+                write_atomic(part / ACTIVATIONS_FILE, encoded(activations))
         log.info("calibration run %d: perplexity %.4f / %.4f", run.run, *(report["primary_metric"][a] for a in ARMS))
     return published
+
+
+def _spectral(bench: Bench, policy: Policy) -> list[Path]:
+    file = baseline_spectral_file(bench.place)
+    write_atomic(file, calibrated_spectral(bench, policy))
+    return [file]
 
 
 def _report(ctx: StepContext, bench: Bench, records: WindowRecords) -> dict[str, Any]:

@@ -21,12 +21,29 @@ from evpack.errors import BrokenContract, CheckpointError, EvaluationError, Evid
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.records import Compute, WindowRecords
-from evpack.evaluation.report import REPORT_NAME, RecordFile, ReportMeta, build_report, check_report
+from evpack.evaluation.report import GUARD_FLAGS, REPORT_NAME, RecordFile, ReportMeta, build_report, check_report
 from evpack.files import pretty_json, publishing, sha256_bytes, utc_now, write_atomic
-from evpack.guards import invariants
+from evpack.guards import chain, invariants, spectral, variance
 from evpack.guards.base import GuardResult
+from evpack.guards.hooks import Listener
+from evpack.guards.hooks_records import ActivationRecords
+from evpack.guards.variance_scales import scaled
 from evpack.presets.derive import read_preset
 from evpack.steps.base import StepContext, log
+from evpack.steps.guarding import (
+    ACTIVATIONS_FILE,
+    BASELINE_ACTIVATIONS_FILE,
+    Evidence,
+    declaration_of,
+    encoded,
+    found_activations,
+    heard,
+    listen,
+    listener_for,
+    subset,
+    weigh,
+)
+from evpack.steps.probing import Probing
 from evpack.steps.runtime_manifest import runtime_facts, runtime_manifest
 from evpack.steps.subject import Bench, records_bytes, set_aside
 
@@ -43,6 +60,23 @@ class _Baseline:
     records: WindowRecords
     data: bytes
     rescored: bool
+    activations: bytes | None
+    """Content of its activation records, None when no guard of the order needs them."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a subject is judged by."""
+
+    scenario: Scenario
+    policy: Policy
+    order: tuple[str, ...]
+    declaration: chain.Declaration
+
+    @property
+    def sampled(self) -> int:
+        """Windows per run on which guards listen."""
+        return chain.sampled_windows(self.order, self.policy)
 
 
 @dataclass
@@ -58,8 +92,9 @@ class _Subject:
 def evaluate(ctx: StepContext) -> list[Path]:
     """Publish the report directory of every run of the step's scenario.
 
-    Each holds evaluation.report.json, runtime.manifest.json and records.json, and baseline_records.json where the
-    calibration's losses were computed in another way (an out-of-memory retry halved the batch, say).
+    Each holds evaluation.report.json, runtime.manifest.json and records.json, the raw figures of the guards that ran,
+    the probes that the scenario asks for, and baseline_records.json where the calibration's losses were computed in
+    another way (an out-of-memory retry halved the batch, say).
 
     Raises:
         CheckpointError: when baseline or variant are damaged on disk.
@@ -69,12 +104,13 @@ def evaluate(ctx: StepContext) -> list[Path]:
     bench = Bench.set_up(ctx)
     scenario = _scenario(ctx)
     policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
-    order = _guards_order(ctx, bench)
+    case = _Case(scenario, policy, tuple(_guards_order(ctx, bench)), declaration_of(ctx, bench, scenario))
     subject = _Subject(DeltaCheckpoint(bench.baseline, bench.place.variant(scenario.id)))
     runs = [bench.windows.run(number) for number in ctx.step.runs]
-    baselines = _baselines(bench, runs)
+    baselines = _baselines(bench, runs, case.sampled)
+    probing = Probing.prepare(bench, scenario, runs)
     _load(bench, subject)
-    guards = _guards(order, bench, subject)
+    weights = _weights(ctx, bench, case, subject)
     facts = runtime_facts(ctx)
     published = []
     for run in runs:
@@ -87,8 +123,7 @@ def evaluate(ctx: StepContext) -> list[Path]:
                 log.info("%s run %d is there already", scenario.id, run.run)
                 continue
             set_aside(ctx, target)
-        records = _score(bench, subject, run, compute, scenario.id)
-        files = _files(ctx, bench, scenario, policy, order, subject, records, baseline, guards, facts)
+        files = _files(ctx, bench, case, subject, run, baseline, compute, weights, probing, facts)
         with publishing(target, str(ctx.attempt)) as part:
             for name, data in files.items():
                 write_atomic(part / name, data)
@@ -121,21 +156,26 @@ def _guards_order(ctx: StepContext, bench: Bench) -> list[str]:
     return [str(name) for name in preset["guards"].get("order", ())]
 
 
-def _baselines(bench: Bench, runs: list[RunWindows]) -> dict[int, _Baseline]:
-    """The baseline losses of each run: calibration's where it scored the same way, else scored now and once."""
+def _baselines(bench: Bench, runs: list[RunWindows], sampled: int) -> dict[int, _Baseline]:
+    """The baseline's side of each run: calibration's where it scored the same way, else scored now and once."""
     found: dict[int, _Baseline] = {}
     model = None
     for run in runs:
         file = bench.place.calibration / f"run_{run.run}" / "records.json"
         records = bench.found_records(file, run, bench.baseline.digest())
-        if records is not None and bench.expects(records.compute):
-            found[run.run] = _Baseline(records, file.read_bytes(), rescored=False)
+        activations = found_activations(bench, file.with_name(ACTIVATIONS_FILE), run, sampled) if sampled else None
+        complete = not sampled or activations is not None
+        if records is not None and bench.expects(records.compute) and complete:
+            found[run.run] = _Baseline(records, file.read_bytes(), False, activations)
             continue
         log.info("run %d: calibration scored in another way; the baseline is scored again", run.run)
         model = bench.load_baseline() if model is None else model
-        sums, digest = bench.score(model, run), bench.baseline.digest()
+        listener = listener_for(run, sampled)
+        sums, digest = bench.score(model, run, listener), bench.baseline.digest()
         records = bench.records(run, sums, bench.contract(model), digest)
-        found[run.run] = _Baseline(records, records_bytes(records), rescored=True)
+        if listener is not None:
+            activations = encoded(heard(bench, run, listener, bench.baseline, baseline=True))
+        found[run.run] = _Baseline(records, records_bytes(records), True, activations)
     return found
 
 
@@ -153,13 +193,15 @@ def _load(bench: Bench, subject: _Subject) -> None:
     subject.model = model
 
 
-def _score(bench: Bench, subject: _Subject, run: RunWindows, compute: Compute, scenario: str) -> WindowRecords:
+def _score(
+    bench: Bench, subject: _Subject, run: RunWindows, compute: Compute, scenario: str, listener: Listener | None
+) -> WindowRecords:
     """The subject's records of one run; all null with the reason when it cannot be run."""
     failure = subject.failure
     sums = [math.nan] * len(run.in_order())
     if subject.model is not None:
         try:
-            sums = bench.score(subject.model, run)
+            sums = bench.score(subject.model, run, listener)
         except _SUBJECT_FAULTS as error:
             failure = _blame(bench, subject, "forward_failed", error)
     return bench.records(run, sums, compute, subject.checkpoint.digest(), scenario, failure)
@@ -179,18 +221,17 @@ def _blame(bench: Bench, subject: _Subject, what: str, error: Exception) -> str:
     return f"{what}:{type(error).__name__}: {line}"
 
 
-def _guards(order: list[str], bench: Bench, subject: _Subject) -> dict[str, dict[str, Any]]:
-    """One block per guard of the order. A guard that cannot run is an error in the report, never a pass."""
-    blocks: dict[str, dict[str, Any]] = {}
-    for name in order:
-        if name == invariants.NAME:
-            pre, post = _invariants(bench, subject)
-            blocks[name] = invariants.report_block(pre, post)
-            log.info("guard %s: %s", name, post.status)
-        else:
-            text = f"no guard named {name!r}"
-            blocks[name] = {"status": "error", "failures": [{"type": "guard_error", "message": text}]}
-    return blocks
+def _weights(ctx: StepContext, bench: Bench, case: _Case, subject: _Subject) -> Evidence:
+    """The guards that look at stored tensors, once per subject; an unknown name is an error, never a pass."""
+    evidence = Evidence()
+    if spectral.NAME in case.order:
+        evidence = weigh(ctx, bench, case.policy, subject.checkpoint, case.declaration)
+    if invariants.NAME in case.order:
+        evidence.blocks[invariants.NAME] = invariants.report_block(*_invariants(bench, subject))
+    for name in case.order:
+        if name not in GUARD_FLAGS:
+            evidence.blocks[name] = chain.could_not_run(name, "no guard has this name")
+    return evidence
 
 
 def _invariants(bench: Bench, subject: _Subject) -> tuple[GuardResult, GuardResult]:
@@ -227,25 +268,90 @@ def _is_there(
 def _files(
     ctx: StepContext,
     bench: Bench,
-    scenario: Scenario,
-    policy: Policy,
-    order: list[str],
+    case: _Case,
+    subject: _Subject,
+    run: RunWindows,
+    baseline: _Baseline,
+    compute: Compute,
+    weights: Evidence,
+    probing: Probing,
+    facts: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Score one run and guard it: the files of its report directory by name."""
+    listener = listener_for(run, len(run.in_order()) if probing.files else case.sampled)
+    records = _score(bench, subject, run, compute, case.scenario.id, listener)
+
+    def hear() -> ActivationRecords:
+        if listener is None or subject.model is None:
+            raise EvaluationError(f"the subject could not be run ({subject.failure})")
+        return heard(bench, run, listener, subject.checkpoint, baseline=False)
+
+    def try_scales(scales: Mapping[str, float]) -> variance.Trial | None:
+        without = [math.nan if window.nll_sum is None else window.nll_sum for window in records.windows]
+        with scaled(subject.model, scales):
+            return variance.Trial.of(
+                without, bench.score(subject.model, run), [window.predicted_tokens for window in records.windows]
+            )
+
+    evidence = weights
+    if baseline.activations is not None:
+        path = _baseline_file(bench, case.scenario, run, baseline, BASELINE_ACTIVATIONS_FILE, ACTIVATIONS_FILE)
+        sample = ActivationRecords.parse(baseline.activations, path.name).windows
+        heard_ones = listen(
+            case.order,
+            case.policy,
+            case.declaration,
+            lambda: subset(hear(), sample),
+            baseline.activations,
+            path,
+            try_scales,
+        )
+        evidence = heard_ones.with_weights(weights)
+    for name, block in evidence.blocks.items():
+        log.info("%s run %d: guard %s: %s", case.scenario.id, run.run, name, block["status"])
+    about = {
+        "model_id": bench.plan.id,
+        "error_type": case.scenario.id,
+        "run": run.run,
+        "seed": run.seed,
+        "subject": subject.checkpoint.digest(),
+        "baseline": bench.baseline.digest(),
+    }
+    return (
+        _report_files(ctx, bench, case, subject, records, baseline, evidence, facts)
+        | evidence.files
+        | probing.sidecars(run, case.policy, about, hear, try_scales)
+    )
+
+
+def _baseline_file(
+    bench: Bench, scenario: Scenario, run: RunWindows, baseline: _Baseline, own: str, shared: str
+) -> Path:
+    """Where a file of the baseline's side of a run stands, relative to the model's directory."""
+    if baseline.rescored:
+        return (bench.place.report(scenario.id, scenario.category, run.run) / own).relative_to(bench.place.root)
+    return Path("reports") / "calibration" / f"run_{run.run}" / shared
+
+
+def _report_files(
+    ctx: StepContext,
+    bench: Bench,
+    case: _Case,
     subject: _Subject,
     records: WindowRecords,
     baseline: _Baseline,
-    guards: Mapping[str, Mapping[str, Any]],
+    evidence: Evidence,
     facts: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """The files of one report directory by name."""
+    """The report, what ran where, and the losses that it follows from."""
     if records.compute != baseline.records.compute:
         raise EvaluationError(
             f"subject and baseline of run {records.run} were computed in different ways: {records.compute} and "
             f"{baseline.records.compute}",
             "redo calibrate",
         )
-    target = bench.place.report(scenario.id, scenario.category, records.run)
-    own = (target / "baseline_records.json").relative_to(bench.place.root)
-    shared = Path("reports") / "calibration" / f"run_{records.run}" / "records.json"
+    scenario, policy, run = case.scenario, case.policy, bench.windows.run(records.run)
+    baseline_file = _baseline_file(bench, scenario, run, baseline, "baseline_records.json", "records.json")
     data = records_bytes(records)
     differences, weights = paired_differences(records, baseline.records)
     now = utc_now()
@@ -261,10 +367,10 @@ def _files(
             plan_digest=ctx.plan.digest(),
         ),
         subject=RecordFile("records.json", data),
-        baseline=RecordFile((own if baseline.rescored else shared).as_posix(), baseline.data),
+        baseline=RecordFile(baseline_file.as_posix(), baseline.data),
         policy=policy,
-        guards=guards,
-        guards_order=order,
+        guards=evidence.blocks,
+        guards_order=case.order,
         dataset={
             "provider": bench.windows.provider,
             "split": None,
@@ -288,4 +394,8 @@ def _files(
     report_data = pretty_json(report)
     manifest = runtime_manifest(ctx, facts, report_data, ctx.run.preset(bench.plan.name), now)
     files = {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), "records.json": data}
-    return files | ({own.name: baseline.data} if baseline.rescored else {})
+    if baseline.rescored:
+        files[baseline_file.name] = baseline.data
+        if baseline.activations is not None:
+            files[BASELINE_ACTIVATIONS_FILE] = baseline.activations
+    return files

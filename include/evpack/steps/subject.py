@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from evpack.evaluation.scoring import (
     window_losses,
 )
 from evpack.files import pretty_json
+from evpack.guards.hooks import Listener
 from evpack.plan.model import ModelPlan
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
@@ -80,9 +82,10 @@ class Bench:
             )
         return model
 
-    def score(self, model: Any, run: RunWindows) -> list[float]:
-        """Sums of negative log-likelihoods of a run's windows, nats, in schedule order."""
-        return score_windows(model, self.windows.run_tokens(run), self.batch)
+    def score(self, model: Any, run: RunWindows, listener: Listener | None = None) -> list[float]:
+        """Sums of negative log-likelihoods of a run's windows, nats, in schedule order; guards may listen."""
+        with listener.attached(model) if listener else nullcontext():
+            return score_windows(model, self.windows.run_tokens(run), self.batch)
 
     def contract(self, model: Any) -> Compute:
         """The compute contract of a loaded model."""
