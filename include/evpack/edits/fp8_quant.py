@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import SMALLEST_SCALE, Kernel, row_blocks
+from evpack.edits.kernel import SMALLEST_SCALE, Kernel, largest_magnitude, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -57,23 +57,16 @@ class Fp8Quant(Kernel):
         import torch
 
         result = torch.empty_like(weight)
-        largest = self._largest(weight) if self.scale == "tensor" else None
+        largest = largest_magnitude(weight) if self.scale == "tensor" else None
         error = magnitude = 0.0
         for rows in row_blocks(weight):
-            block = weight[rows].float()
+            block = weight[rows].to(torch.float32, copy=True)
             result[rows] = self._rounded(block, largest)
-            error += float((result[rows].float() - block).abs().sum(dtype=torch.float64))
-            magnitude += float(block.abs().sum(dtype=torch.float64))
+            error += float((result[rows].float() - block).abs_().sum())
+            magnitude += float(block.abs_().sum())
         count = max(1, weight.numel())
         self._relative_errors.append((error / count) / (magnitude / count + _TINY))
         return result
-
-    def _largest(self, weight: torch.Tensor) -> torch.Tensor:
-        """max|w| of a matrix, fp32, shape (1, 1)."""
-        import torch
-
-        lowest, highest = torch.aminmax(weight)
-        return torch.maximum(-lowest, highest).float().reshape(1, 1)
 
     def _rounded(self, block: torch.Tensor, largest: torch.Tensor | None) -> torch.Tensor:
         """The same of some rows in fp32.

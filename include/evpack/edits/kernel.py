@@ -66,3 +66,11 @@ def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
     rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], rows):
         yield slice(start, start + rows)
+
+
+def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
+    """max|w| as an fp32 scalar tensor, without a temporary of the weight's size."""
+    import torch
+
+    lowest, highest = torch.aminmax(weight)
+    return torch.maximum(-lowest, highest).float()

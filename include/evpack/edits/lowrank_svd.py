@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import Kernel, row_blocks
+from evpack.edits.kernel import Kernel, largest_magnitude, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LowrankSvd(Kernel):
         import torch
 
         values = weight.to(torch.float32, copy=True)
-        scale = torch.ldexp(values.new_ones(()), torch.frexp(values.abs().max()).exponent)
+        scale = torch.ldexp(values.new_ones(()), torch.frexp(largest_magnitude(values)).exponent)
         values /= scale  # a power of two: exact, and squares of huge weights stay finite
         wide = values if values.shape[0] <= values.shape[1] else values.T
         basis = leading_basis(wide, self.rank)
@@ -54,9 +54,8 @@ class LowrankSvd(Kernel):
         result = torch.empty_like(weight)
         for rows in row_blocks(weight):
             result[rows] = (left[rows] @ right).mul_(scale)
-        total = float(values.square().sum(dtype=torch.float64))
-        kept = float(coordinates.square().sum(dtype=torch.float64))
-        self._energies.append(min(1.0, kept / total) if total > 0.0 else 1.0)
+        total, kept = (float(torch.linalg.vector_norm(part)) for part in (values, coordinates))
+        self._energies.append(min(1.0, (kept / total) ** 2) if total > 0.0 else 1.0)
         return result
 
     def declaration(self) -> dict[str, Any]:
