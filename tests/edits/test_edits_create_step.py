@@ -1,11 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 import torch  # noqa: TID253
 
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
 from evpack.catalog.scenarios import Scenario
 from evpack.checkpoint.profile import build_profile, open_variant, write_profile
+from evpack.data.windows import WindowSet
 from evpack.errors import BadInput, CheckpointError, DiskFull
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
@@ -41,6 +43,8 @@ def context(tmp_path, block, checkpoint_of):
     model.baseline.parent.mkdir(parents=True)
     model.baseline.symlink_to(checkpoint.path)
     write_profile(model.profile, build_profile(checkpoint, model_id="tiny", revision=None))
+    model.windows.mkdir()
+    WindowSet(np.arange(32, dtype=np.int32).reshape(4, 8) % 16, (), "text", "0" * 64).save(model.windows)
     plan = CampaignPlan(
         suite="s", created_at="2026-01-01T00:00:00Z", evpack_version="0", settings_digest="0", models=(),
         scenarios=SCENARIOS, steps=(),
