@@ -125,7 +125,7 @@ def test_a_second_run_on_the_directory_keeps_the_plan(dag: Any, cells: list[str]
     play(dag, tmp_path / "run", cells)
     before = load_plan(RunDir(tmp_path / "run")).digest()
     state, tasks = play(
-        dag, tmp_path / "run", resume=str(tmp_path / "run"), output_dir=None, suite=None, scenarios=None
+        dag, tmp_path / "run", cells, resume=str(tmp_path / "run"), output_dir=None, suite=None, scenarios=None
     )
     assert state == "failed"
     assert tasks["cpu_s.cells.evaluate"] == {"success": 2}

@@ -118,6 +118,7 @@ def test_a_step_sees_no_secret_and_no_setting(tmp_path: Path) -> None:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "2",
         "EVPACK_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -89,7 +89,8 @@ def running(deployment: Deployment, say: Say, *, up: bool = False) -> Iterator[R
     lock = FileLock(deployment.lock)
     attached = _lock_or_attach(deployment, lock, say, up)
     if attached is not None:
-        yield RunningAirflow(attached, deployment)
+        with _signals_raise():
+            yield RunningAirflow(attached, deployment)
         return
     with _stopping(deployment, lock, say) as airflow:
         _start(airflow, say, up)

@@ -53,6 +53,8 @@ def step_environment(environ: Mapping[str, str], *, home: Home, threads: int, ne
     result.setdefault("HF_HOME", str(home.hf))
     result["PYTHONUNBUFFERED"] = "1"
     result |= dict.fromkeys(_THREADS, str(threads))
+    # Threads that wait must not spin: on busy cores that made a two-threaded step 2.5 times slower.
+    result.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not network:
         result = {name: value for name, value in result.items() if name not in SECRET_NAMES}
         result |= dict.fromkeys(_OFFLINE, "1")
