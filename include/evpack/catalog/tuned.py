@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evpack.catalog.edit_spec import EDIT_TYPES
 from evpack.catalog.loader import parse_document, read_document, shipped
 from evpack.errors import BadInput
 
 SCHEMA = "tuned_edit_params_v1"
 _SHIPPED = "tuned_edit_params.json"
+_SCHEMA_FILE = "tuned_edit_params.schema.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TunedParams:
 def load_tuned(path: str | None) -> TunedParams:
     """The operator's file, or the shipped one when None.
 
+    Its form is checked here (tuned_edit_params.schema.json); the numbers of an entry when it is resolved.
+
     Raises:
         BadInput: not there, not JSON, not of the schema.
     """
@@ -48,24 +51,35 @@ def load_tuned(path: str | None) -> TunedParams:
     else:
         name, data = path, read_document(Path(path), "tuned parameters file", mend)
     document = parse_document(data, name)
-    if not isinstance(document, dict):
-        raise BadInput(f"{name}: not an object", mend)
-    meta = document.get("_meta", {})
-    stated = meta.get("schema", SCHEMA) if isinstance(meta, dict) else None
-    if stated != SCHEMA:
-        raise BadInput(f"{name}: schema {stated!r}", mend)
-    places = {"models." + key: value for key, value in _object(document, "models", name).items()}
-    for place, entries in {**places, "defaults": _object(document, "defaults", name), "top level": document}.items():
-        if not isinstance(entries, dict):
-            raise BadInput(f"{name}: {place} is not an object", mend)
-        for edit_type in EDIT_TYPES:
-            if not isinstance(entries.get(edit_type, {}), dict):
-                raise BadInput(f"{name}: {place}.{edit_type} is not an object", mend)
+    for fault in _validator().iter_errors(document):
+        place = ".".join(map(str, fault.absolute_path)) or "document"
+        raise BadInput(f"{name}: {place}: {fault.message[:200]}", mend)
     return TunedParams(document)
 
 
-def _object(document: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
-    value = document.get(key, {})
-    if not isinstance(value, dict):
-        raise BadInput(f"{name}: {key} is not an object", f"see the shipped {_SHIPPED}")
-    return value
+def empty_document() -> dict[str, Any]:
+    """A document without entries."""
+    return {"_meta": {"schema": SCHEMA, "notes": "Parameters of clean edits, per model."}, "models": {}}
+
+
+def with_entries(
+    document: Mapping[str, Any], model_id: str, entries: Mapping[str, Mapping[str, Any]], now: str
+) -> dict[str, Any]:
+    """The document with a model's entries put in place of those it has; everything else stays.
+
+    Args:
+        now: UTC time, ISO 8601.
+    """
+    models = document.get("models", {})
+    return {
+        **document,
+        "_meta": {**document.get("_meta", {}), "schema": SCHEMA, "generated_at": now},
+        "models": {**models, model_id: {**models.get(model_id, {}), **entries}},
+    }
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(parse_document(shipped(_SCHEMA_FILE), _SCHEMA_FILE))
