@@ -7,25 +7,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evpack.errors import CheckpointError
 
 
-def run_worker(module: str, source: Path, target: Path, mend: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run ``python -m MODULE SOURCE TARGET`` and wait.
+def run_worker(
+    module: str,
+    source: Path,
+    target: Path,
+    mend: str,
+    *,
+    extra: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Run ``python -m MODULE SOURCE TARGET EXTRA...`` and wait.
 
     Args:
         module: started by name, never imported: a library that only wants a path must not load torch.
         target: an existing directory.
         mend: what the reader of the error should do.
+        extra: further arguments.
         environ: the process's environment; this one's when None.
 
     Raises:
         CheckpointError: it failed, with its last words.
     """
-    command = [sys.executable, "-m", module, str(source), str(target)]
+    command = [sys.executable, "-m", module, str(source), str(target), *extra]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environ and dict(environ)
     )

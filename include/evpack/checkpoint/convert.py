@@ -54,22 +54,11 @@ def _convert_pickles(source: Path, target: Path, weights: tuple[str, ...]) -> No
     for item in source.iterdir():
         if item.is_file() and item.suffix in PLAIN_SUFFIXES and not item.name.endswith(".bin.index.json"):
             shutil.copyfile(item, target / item.name)
-    for number, name in enumerate(weights, 1):
-        single = len(weights) == 1
-        shard = "model.safetensors" if single else f"model-{number:05d}-of-{len(weights):05d}.safetensors"
-        run_worker(
-            "evpack.checkpoint.pickle_worker",
-            source / name,
-            target / shard,
-            "use a checkpoint in safetensors format",
-            {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-        )
-    if len(weights) > 1:
-        from evpack.checkpoint.container import read_header
-
-        shards = sorted(target.glob("model-*.safetensors"))
-        weight_map = {name: shard.name for shard in shards for name in read_header(shard)}
-        size = sum(slot.info.nbytes for shard in shards for slot in read_header(shard).values())
-        (target / "model.safetensors.index.json").write_bytes(
-            canonical_json({"metadata": {"total_size": size}, "weight_map": weight_map})
-        )
+    run_worker(
+        "evpack.checkpoint.pickle_worker",
+        source,
+        target,
+        "use a checkpoint in safetensors format",
+        extra=weights,
+        environ={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+    )

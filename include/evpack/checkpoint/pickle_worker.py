@@ -1,4 +1,4 @@
-"""``python -m evpack.checkpoint.pickle_worker SOURCE TARGET``: the tensors of one pickle as one safetensors file.
+"""``python -m evpack.checkpoint.pickle_worker SOURCE TARGET NAME...``: pickled weights as safetensors, file by file.
 
 The unpickler admits tensors and plain containers only (``weights_only``): an object of any other kind ends the
 conversion before it is made.
@@ -10,8 +10,13 @@ import pickle  # for the name of an error; nothing is ever loaded with it
 import re
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from evpack.checkpoint.container import read_header
+from evpack.checkpoint.reader import INDEX_FILE, SINGLE_FILE
+from evpack.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +27,28 @@ _HEADS = ("lm_head.", "embed_out.", "output.")
 _WORLD_READABLE = 0o644
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write the tensors of a pickled state dict as safetensors.
+def convert(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Write the tensors of a checkpoint's pickles into an existing directory, with an index when there are several.
+
+    Raises:
+        ValueError: when a pickle holds something else than named tensors.
+    """
+    if len(names) == 1:
+        convert_file(source / names[0], target / SINGLE_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, name in enumerate(names, 1):
+        shard = target / f"model-{number:05d}-of-{len(names):05d}.safetensors"
+        convert_file(source / name, shard)
+        header = read_header(shard)
+        weight_map |= dict.fromkeys(header, shard.name)
+        total += sum(slot.info.nbytes for slot in header.values())
+    write_json(target / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def convert_file(source: Path, target: Path) -> None:
+    """Write the tensors of one pickled state dict as one safetensors file.
 
     Raises:
         ValueError: when the pickle holds something else than named tensors.
@@ -62,6 +87,6 @@ def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except (ValueError, RuntimeError, EOFError) as problem:
         sys.exit(str(problem).splitlines()[0])
