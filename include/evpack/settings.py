@@ -29,6 +29,7 @@ from evpack.settings_types import (
     Whole,
     auto,
     key_path,
+    layout_name,
     no_bool,
     timeouts,
 )
@@ -331,6 +332,10 @@ class Settings(BaseModel):
         FilePath | None,
         Var(PACKING, "PACK_DIR", "Where the pack goes; else evidence_pack/ in the run directory.", PACK),
     ] = None
+    layout: Annotated[
+        Annotated[Literal["v1", "v2"], BeforeValidator(layout_name)],
+        Var(PACKING, "PACK_LAYOUT", "Layout of the pack: v1 (flat, legacy) or v2 (enhanced).", PACK),
+    ] = "v1"
     sign_manifest: Annotated[bool, Var(PACKING, "PACK_SIGN_MANIFEST", "Sign the manifest (Ed25519).", PACK)] = True
     signing_key: Annotated[
         Annotated[FilePath | None, BeforeValidator(key_path)],

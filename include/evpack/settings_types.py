@@ -85,6 +85,15 @@ def _absolute(value: str) -> str:
     return str(Path(value).expanduser().absolute())
 
 
+LAYOUT_ALIASES = {"": "v1", "flat": "v1", "legacy": "v1", "enhanced": "v2"}
+"""Other names of a pack's layouts, the reference's."""
+
+
+def layout_name(value: object) -> object:
+    """The layout that a name or an alias of it means."""
+    return LAYOUT_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
 def key_path(value: object) -> object:
     """Refuse key material where the path of a key is meant."""
     if isinstance(value, str) and ("-----BEGIN" in value or "\n" in value.strip()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.catalog.scenarios import Category, Manifest, Scenario
 from evpack.data.windows import WindowDemand, WindowSet, make_windows, window_digest
-from evpack.evaluation.records import Compute, WindowLoss, WindowRecords
+from evpack.evaluation.records import ARMS, Compute, WindowLoss, WindowRecords
 from evpack.evaluation.report import RecordFile, ReportMeta, build_report
-from evpack.files import pretty_json, sha256_bytes, write_json
+from evpack.files import pretty_json, sha256_bytes, sha256_file, write_json
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
 from evpack.rundir import ModelDir, RunDir
@@ -57,6 +58,15 @@ SOURCE = {
     "recorded_at": "2026-01-01T00:00:00Z",
 }
 NOW = "2026-01-01T00:00:00Z"
+TENSOR = "model.layers.0.mlp.down_proj.weight"
+PROFILE = {
+    "schema": "evpack_model_profile_v1",
+    "model_id": MODEL.id,
+    "revision": MODEL.source.revision,
+    "weights_bytes": 1000,
+    "checkpoint_digest": "b" * 64,
+    "tensors": {TENSOR: {"dtype": "BF16", "shape": [8, 8], "sha256": "1" * 64}},
+}
 
 
 class Campaign:
@@ -66,7 +76,7 @@ class Campaign:
         self.run = RunDir(root)
         self.settings = SETTINGS
         self.policy: Policy = resolve_policy(SETTINGS.tier, SETTINGS.profile)
-        self.manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
+        self.manifest = _manifest()
         self.plan = _plan(self.manifest)
         self.model: ModelDir = self.run.model(MODEL.name)
         tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 120))
@@ -80,10 +90,10 @@ class Campaign:
             self.run.scenarios: self.manifest.to_json(),
             self.run.policy: self.policy.to_json(),
             self.run.tuned_edit_params: {"schema": "tuned_edit_params_v1"},
-            self.run.model_revisions: {"models": {}},
+            self.run.model_revisions: {"models": {MODEL.id: {"revision": MODEL.source.revision}}},
             self.run.source_repo: SOURCE,
             self.run.plan: self.plan.to_json(),
-            self.model.profile: {"checkpoint_digest": "b" * 64},
+            self.model.profile: PROFILE,
             self.model.windows / "schedule.json": self.windows.document(),
             self.run.analysis / "memory.json": {"peak": 1},
         }.items():
@@ -92,11 +102,12 @@ class Campaign:
         self.run.preset(MODEL.name).write_text("drift_band: {}\n")
         for run in (1, 2, 3):
             place = self.model.calibration / f"run_{run}"
-            write_json(place / "records.json", self.records(None, run).to_json())
-            write_json(place / "baseline_report.json", {"run": run})
+            records = self.records(None, run)
+            write_json(place / "records.json", records.to_json())
+            write_json(place / "baseline_report.json", _baseline_report(records))
         for step in self.plan.steps_of(StepType.EVALUATE):
             scenario = self.plan.scenario(str(step.scenario))
-            write_json(self.model.variant(scenario.id) / "variant.json", {"scenario": scenario.id})
+            write_json(self.model.variant(scenario.id) / "variant.json", _variant(scenario))
             for run in step.runs:
                 self.report(scenario, run)
         return self
@@ -133,7 +144,7 @@ class Campaign:
         place.mkdir(parents=True)
         (place / "evaluation.report.json").write_bytes(data)
         (place / "records.json").write_bytes(subject.data)
-        write_json(place / "runtime.manifest.json", {"manifest_version": 1, "report": {"sha256": sha256_bytes(data)}})
+        write_json(place / "runtime.manifest.json", runtime_of(data, self.run.preset(MODEL.name)))
 
     def records(self, scenario: Scenario | None, run: int) -> WindowRecords:
         """Invented losses; the same windows give the same baseline losses."""
@@ -177,6 +188,67 @@ class Campaign:
         """Compile the verdict."""
         compile_verdict_step(self.context(StepType.COMPILE_VERDICT))
         return self
+
+
+def _manifest() -> Manifest:
+    """The shipped scenarios for which there are invented losses, whatever else is shipped."""
+    manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
+    known = {*SHIFTS, "nan_injection"}
+    return manifest.model_copy(update={"scenarios": tuple(s for s in manifest.scenarios if s.id in known)})
+
+
+def runtime_of(report: bytes, preset: Path) -> dict[str, Any]:
+    """The runtime manifest of a report."""
+    name = "evaluation.report.json"
+    return {
+        "manifest_version": 1,
+        "generated_at_utc": NOW,
+        "verifier_contract_version": "runtime-manifest-v1",
+        "report": {"path": name, "filename": name, "sha256": sha256_bytes(report)},
+        "config": {"path": f"presets/{preset.name}", "sha256": sha256_file(preset), "source": "file"},
+        "execution_mode": "host-bypass",
+        "runtime": {
+            "image_ref": None,
+            "image_digest": None,
+            **dict.fromkeys(("container_execution", "allow_network", "allow_remote_code"), False),
+            "allow_third_party_plugins": False,
+        },
+        "context": {},
+    }
+
+
+def _baseline_report(records: WindowRecords) -> dict[str, Any]:
+    metric = {arm: math.exp(sum(w.nll_sum or 0 for w in records.arm(arm)) / (127 * 16)) for arm in ARMS}
+    return {
+        "schema": "evpack_baseline_report_v1",
+        "meta": {"model_id": MODEL.id, "model_name": MODEL.name, "run": records.run, "seed": records.seed},
+        "primary_metric": {"kind": "ppl_causal", **metric, "drift": metric["final"] / metric["preview"]},
+        "dataset": {
+            "provider": "text",
+            "seq_len": 128,
+            "windows": {"preview": 16, "final": 16},
+            "windows_digest": records.windows_digest,
+        },
+        "compute": records.compute.model_dump(),
+        "checkpoint_digest": records.checkpoint_digest,
+        "records": {"path": "records.json", "sha256": sha256_bytes(pretty_json(records.to_json()))},
+    }
+
+
+def _variant(scenario: Scenario) -> dict[str, Any]:
+    fault = scenario.category is Category.ERROR_INJECTION
+    change = {"before_sha256": "1" * 64, "after_sha256": "2" * 64, "dtype": "BF16", "shape": [8, 8]}
+    return {
+        "schema": "evpack_variant_v1",
+        "scenario": scenario.id,
+        "kind": "error" if fault else "edit",
+        "baseline_digest": "b" * 64,
+        "changed": {TENSOR: change},
+        "removed": [],
+        "config_overrides": {},
+        "declaration": None if fault else {"tensors": [TENSOR]},
+        "metadata": {},
+    }
 
 
 def _plan(manifest: Manifest) -> CampaignPlan:

@@ -18,12 +18,12 @@ from evpack.pack import build as building
 from evpack.pack import layout
 from evpack.pack.build import build
 from evpack.pack.trust import Trust
-from evpack.pack.verify import verify_pack
+from evpack.pack.verify import Demands, verify_pack
 from evpack.plan.model import StepType
 
 
 def strict(pack: Path, fingerprint: str | None) -> Any:
-    return verify_pack(pack, Trust(frozenset({str(fingerprint)})), strict=True)
+    return verify_pack(pack, Trust(frozenset({str(fingerprint)})), Demands(strict=True))
 
 
 def test_a_pack_holds_the_evidence_and_no_weights(campaign: Campaign, signing_key: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_manifest_says_what_the_format_asks_for(campaign: Campaign, signing_
         "path": layout.VERDICT,
         "digest": f"sha256:{files[layout.VERDICT]}",
     }
-    assert manifest["artifacts"] == sorted(files.keys() - layout.CONTROL)
+    assert manifest["artifacts"] == sorted(files.keys() - set(layout.CONTROL))
     assert manifest["signing_key_fingerprint"] == built.fingerprint
     assert (manifest["evidence_level"], manifest["network_mode"], manifest["suite"]) == ("medium", "offline", "fixture")
     assert manifest["verification"] == {
@@ -277,13 +277,13 @@ def test_html_can_be_left_out_and_its_failure_is_a_warning(
     campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = build(campaign.run, key=signing_key, html=False)
-    assert not (plain.path / layout.PAGE).exists() and plain.warnings == ()
+    assert not (plain.path / layout.PAGE).exists() and not any("HTML" in text for text in plain.warnings)
 
     def broken(*_: object) -> str:
         raise RuntimeError("no template")
 
     monkeypatch.setattr("evpack.render.page.render_verdict", broken)
-    assert build(campaign.run, key=signing_key).warnings == ("no HTML page: RuntimeError: no template",)
+    assert "no HTML page: RuntimeError: no template" in build(campaign.run, key=signing_key).warnings
 
 
 def test_the_steps_seal_with_the_deployment_key_and_verify_against_it(campaign: Campaign) -> None:

@@ -21,7 +21,7 @@ from evpack.files import parse_json, pretty_json, sha256_bytes
 from evpack.pack import checksums, keys, layout, manifest, signature
 from evpack.pack.build import BuiltPack
 from evpack.pack.trust import Trust
-from evpack.pack.verify import verify_pack
+from evpack.pack.verify import Demands, verify_pack
 
 CASES = sorted((Path(__file__).parent.parent / "packs").glob("*_fail"))
 
@@ -160,7 +160,9 @@ class Forger:
                     report["records"][side]["sha256"] = sha256_bytes(file.read_bytes())
                 path.write_bytes(pretty_json(report))
             runtime = path.with_name(layout.RUNTIME)
-            runtime.write_bytes(pretty_json({"report": {"sha256": sha256_bytes(path.read_bytes())}}))
+            value = parse_json(runtime.read_bytes(), runtime.name)
+            value["report"]["sha256"] = sha256_bytes(path.read_bytes())
+            runtime.write_bytes(pretty_json(value))
 
     def _digests(self) -> dict[str, str]:
         files = (path for path in self.root.rglob("*") if path.is_file())
@@ -196,7 +198,7 @@ def test_case(case: Path, good_pack: BuiltPack, holders: dict[str, Path], tmp_pa
         forger.apply(action)
     trusted = [holders[rule["trust"]]] if rule["trust"] in holders else []
     trust = Trust(frozenset(fingerprint(keys.load_private(path)) for path in trusted))
-    result = verify_pack(root, trust, strict=rule["strict"])
+    result = verify_pack(root, trust, Demands(strict=rule["strict"]))
     assert result.exit_code == rule["exit"], result.to_json()
     assert not result.ok
     assert result.findings or result.warnings
@@ -207,13 +209,13 @@ def test_the_good_pack_verifies_and_sealing_it_again_changes_nothing(
 ) -> None:
     """The forger's sealing is sound: only the action before it can be why a case fails."""
     trust = Trust(frozenset({str(good_pack.fingerprint)}))
-    assert verify_pack(good_pack.path, trust, strict=True).exit_code == 0
+    assert verify_pack(good_pack.path, trust, Demands(strict=True)).exit_code == 0
     root = tmp_path / "pack"
     shutil.copytree(good_pack.path, root)
     forger = Forger(root, holders)
     for action in ({"op": "rebind"}, {"op": "seal", "by": "signer"}):
         forger.apply(action)
-    assert verify_pack(root, trust, strict=True).exit_code == 0
+    assert verify_pack(root, trust, Demands(strict=True)).exit_code == 0
 
 
 def test_every_case_says_why_in_one_line() -> None:

@@ -25,15 +25,17 @@ from evpack.errors import BadInput, EvidenceError
 from evpack.files import pretty_json
 from evpack.pack import inventory, keys, layout, manifest
 from evpack.pack.build import BuiltPack, build
+from evpack.pack.inventory import Files
+from evpack.pack.recheck import recheck
 from evpack.pack.trust import Trust
-from evpack.pack.verify import verify_files, verify_pack
+from evpack.pack.verify import Demands, verify_files, verify_pack
 
 ANY = st.integers(0, 10**9)
 
 
 @pytest.fixture(scope="module")
 def contents(good_pack: BuiltPack) -> dict[str, bytes]:
-    return inventory.load(good_pack.path).files
+    return dict(inventory.load(good_pack.path).files)
 
 
 @pytest.fixture
@@ -45,7 +47,12 @@ def app() -> typer.Typer:
 
 
 def verified(files: dict[str, bytes], built: BuiltPack, **options: Any) -> Any:
-    return verify_files("pack", files, [], Trust(frozenset({str(built.fingerprint)})), strict=True, **options)
+    trust = Trust(frozenset({str(built.fingerprint)}))
+    return verify_files("pack", Files(content=files), [], trust, Demands(strict=True, **options))
+
+
+def rechecked(files: dict[str, bytes]) -> Any:
+    return recheck(Files(content=files), layout.LAYOUTS["v1"])
 
 
 @given(
@@ -104,17 +111,15 @@ def test_any_value_in_a_manifest_gives_an_outcome(
     "data", [b"", b"[]", b"{}", b"null", b"7", b'"x"', b"\xff", b'{"scenarios": [{}], "schema": 3}']
 )
 def test_recomputing_anything_malformed_is_a_typed_error(contents: dict[str, bytes], name: str, data: bytes) -> None:
-    from evpack.pack.recheck import recheck
-
     with contextlib.suppress(EvidenceError, BadInput):
-        assert recheck(contents | {name: data}).errors
+        assert rechecked(contents | {name: data}).errors
 
 
 def test_a_pack_is_judged_by_the_callers_policy(good_pack: BuiltPack) -> None:
     trust = Trust(frozenset({str(good_pack.fingerprint)}))
-    assert verify_pack(good_pack.path, trust, policy=resolve_policy("balanced", "small")).exit_code == 0
+    assert verify_pack(good_pack.path, trust, Demands(policy=resolve_policy("balanced", "small"))).exit_code == 0
     stricter = resolve_policy("balanced", "small", {"acceptance_range": {"max": 1.0001}})
-    result = verify_pack(good_pack.path, trust, policy=stricter)
+    result = verify_pack(good_pack.path, trust, Demands(policy=stricter))
     assert result.exit_code == 7 and "acceptance_range.max" in result.findings[0].text
 
 
@@ -127,22 +132,18 @@ def test_a_directory_that_is_no_pack_is_missing(tmp_path: Path) -> None:
 
 
 def test_expectations_of_the_campaign_itself_are_pointed_out(campaign: Campaign, contents: dict[str, bytes]) -> None:
-    from evpack.pack.recheck import recheck
-
     plan = json.loads(contents[layout.PLAN])
     plan["suite"] = "mine"
-    assert any("not a shipped one" in text for text in recheck(contents | {layout.PLAN: pretty_json(plan)}).warnings)
+    assert any("not a shipped one" in text for text in rechecked(contents | {layout.PLAN: pretty_json(plan)}).warnings)
 
 
 def test_the_windows_digest_is_the_one_that_records_carry(campaign: Campaign) -> None:
     """The verifier computes it from records, the engine from tokens; they agree on good packs, so a lie must show."""
-    from evpack.pack.recheck import recheck
-
     name = layout.model_state("example__tiny", "schedule.json")
     built = build(campaign.run, key=None)
-    packed = inventory.load(built.path).files
+    packed = dict(inventory.load(built.path).files)
     schedule = json.loads(packed[name])
-    result = recheck(packed | {name: pretty_json(schedule | {"seq_len": 64})})
+    result = rechecked(packed | {name: pretty_json(schedule | {"seq_len": 64})})
     assert any("windows_digest" in text for text in result.errors)
 
 

@@ -28,21 +28,30 @@ def register(app: typer.Typer) -> None:
         skip_html: Annotated[
             bool, typer.Option("--skip-html", envvar="PACK_SKIP_HTML", help="Leave out the HTML page.")
         ] = False,
+        form: Annotated[
+            str | None, typer.Option("--layout", metavar="v1|v2", help="Layout of the pack; else as planned.")
+        ] = None,
     ) -> None:
         """Build the evidence pack of a finished run directory, whatever its verdict."""
+        from evpack.errors import BadInput
         from evpack.home import Home
+        from evpack.pack.layout import LAYOUTS
         from evpack.pack.build import build as build_pack
         from evpack.plan.model import load_plan
         from evpack.rundir import RunDir
         from evpack.settings import Settings
+        from evpack.settings_types import layout_name
         from evpack.steps.build_pack import pack_path, signing_key_of
 
         run = RunDir(run_dir.absolute())
         load_plan(run)
         planned = Settings.parse(run.settings.read_bytes(), str(run.settings))
+        chosen = planned.layout if form is None else layout_name(form)
+        if chosen not in LAYOUTS:
+            raise BadInput(f"unknown layout {form!r}", "use v1 (flat, legacy) or v2 (enhanced)")
         key = None if unsigned else signing_key or signing_key_of(planned, Home.locate())
         html = not (skip_html or planned.skip_html)
-        built = build_pack(run, key=key, out=pack_dir or pack_path(run, planned), html=html)
+        built = build_pack(run, key=key, out=pack_dir or pack_path(run, planned), html=html, form=LAYOUTS[chosen].name)
         for warning in built.warnings:
             typer.echo(f"warning: {warning}", err=True)
         typer.echo(f"pack            {built.path} ({'kept, nothing changed' if built.kept else 'sealed'})")

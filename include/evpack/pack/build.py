@@ -1,8 +1,8 @@
 """Build a pack: collect, recompute, seal, publish. Nothing of a pack is visible before all of it is.
 
-The bytes are assembled in memory (weights are never packed), written to a hidden sibling of the target, flushed and
-renamed. A sealed pack is never changed: unless the new one would hold the same evidence by the same signer, the old
-one is renamed to ``<name>.superseded-<utc>`` and the new manifest names its digest.
+A pack is made in a hidden sibling of the target, flushed and renamed. A sealed pack is never changed: unless the new
+one would hold the same evidence by the same signer, the old one is renamed to ``<name>.superseded-<utc>`` and the new
+manifest names its digest. A build that is killed between those two renames is finished by the next one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import Json, disk_errors, fsync_tree, parse_json, pretty_json, sha256_bytes, utc_now
-from evpack.pack import checksums, inventory, keys, layout, manifest, provenance, signature, verify
+from evpack.pack import checksums, inventory, keys, layout, manifest, pages, provenance, signature, verify
 from evpack.pack.collect import collect
+from evpack.pack.inventory import Files
+from evpack.pack.layout import LAYOUTS, Layout, LayoutName
 from evpack.pack.readme import readme
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Trust
-from evpack.plan.model import CampaignPlan, load_plan
+from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
-
-_REPEATS = "results/determinism_repeats.json"
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,41 @@ class BuiltPack:
         }
 
 
-def build(run: RunDir, *, key: Path | None, out: Path | None = None, html: bool = True) -> BuiltPack:
+@dataclass
+class _Stage:
+    """The hidden directory in which a pack is made."""
+
+    root: Path
+    layout: Layout
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a file where the layout puts it.
+
+        Raises:
+            EvidenceError: when no pack may hold a file of that name.
+        """
+        place = self.layout.place(name)
+        if problem := layout.name_problem(place):
+            raise EvidenceError(f"{place!r} cannot be packed: {problem}")
+        path = self.root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def files(self) -> Files:
+        """What is there by now."""
+        return inventory.load(self.root).files
+
+
+def build(
+    run: RunDir, *, key: Path | None, out: Path | None = None, html: bool = True, form: LayoutName = "v1"
+) -> BuiltPack:
     """Seal the evidence of a campaign, whatever its verdict.
 
     Args:
         key: private key file that signs; None leaves the pack unsigned.
         out: the pack's directory; None means evidence_pack/ in the run directory.
-        html: whether to add a page for people; failing to render it is a warning.
+        html: whether to add pages for people; failing to render one is a warning.
+        form: layout of the pack.
 
     Raises:
         BadInput: when the run directory has no verdict yet, the key is unusable, or `out` holds something else.
@@ -77,64 +105,66 @@ def build(run: RunDir, *, key: Path | None, out: Path | None = None, html: bool 
     signer = keys.fingerprint(private.public_key()) if private else None
     target = (out or run.pack).absolute()
     plan = load_plan(run)
-    files = collect(run, plan)
-    result = recheck(files)
+    with _exclusive(target) as directory, _staging(target, LAYOUTS[form]) as stage:
+        for name, data in collect(run, plan):
+            stage.add(name, data)
+        stage.add(layout.ENVIRONMENT, pretty_json(provenance.environment()))
+        result = recheck(stage.files(), stage.layout)
+        _refuse_inconsistent(run, result)
+        for name, data in {**result.derived(), layout.README: readme(result, signer)}.items():
+            stage.add(name, data)
+        warnings = [*result.warnings, *(pages.add(result.campaign, stage.add) if html else ())]
+        files, before = stage.files(), _standing(target)
+        if before is not None and _same(before, files, stage.layout, signer):
+            digest = before.digests[layout.MANIFEST]
+            return BuiltPack(target, f"sha256:{digest}", signer, result.level, True, None, tuple(warnings))
+        aside = _free_name(target, utc_now()) if before is not None else None
+        supersedes = {"name": aside, "manifest_digest": _digest(before)} if before is not None and aside else None
+        sealed = _seal(stage, files, _facts(run, files, result, signer, supersedes), private)
+        fsync_tree(stage.root)
+        _publish(stage.root, target, aside, directory)
+    return BuiltPack(target, f"sha256:{sha256_bytes(sealed)}", signer, result.level, False, aside, tuple(warnings))
+
+
+def _refuse_inconsistent(run: RunDir, result: Recheck) -> None:
     if result.errors:
         more = f" (and {len(result.errors) - 1} more)" if len(result.errors) > 1 else ""
         raise EvidenceError(
             f"the evidence in {run.root} is not consistent: {result.errors[0]}{more}",
             "clear the step that made it, so that it is redone",
         )
-    warnings = list(result.warnings)
-    files[layout.VERIFICATION] = pretty_json(result.summary())
-    files[layout.ENVIRONMENT] = pretty_json(provenance.environment())
-    if html:
-        warnings += _add_page(files, plan)
-    level = result.level(files)
-    files[layout.README] = readme(plan, result, level, signer)
-    with _exclusive(target) as directory:
-        before = _standing(target)
-        if before is not None and _same(before, files, signer):
-            return BuiltPack(target, _digest(before), signer, level, True, None, tuple(warnings))
-        aside = _free_name(target, utc_now()) if before is not None else None
-        supersedes = {"name": aside, "manifest_digest": _digest(before)} if before is not None and aside else None
-        _seal(files, _facts(run, files, result, level, signer, supersedes), private)
-        _publish(target, files, aside, directory)
-    digest = f"sha256:{sha256_bytes(files[layout.MANIFEST])}"
-    return BuiltPack(target, digest, signer, level, False, aside, tuple(warnings))
 
 
-def _seal(files: dict[str, bytes], facts: manifest.Facts, key: Ed25519PrivateKey | None) -> None:
-    """Add checksums, manifest and signature, in this order."""
-    for name in files:
-        if problem := layout.name_problem(name):
-            raise EvidenceError(f"{name!r} cannot be packed: {problem}")
-    digests = {name: sha256_bytes(data) for name, data in files.items()}
-    files[layout.CHECKSUMS] = checksums.render(digests)
-    files[layout.MANIFEST] = pretty_json(manifest.build(facts, digests, files[layout.CHECKSUMS]))
+def _seal(stage: _Stage, files: Files, facts: manifest.Facts, key: Ed25519PrivateKey | None) -> bytes:
+    """Add checksums, manifest and signature, in this order; returns the manifest."""
+    control = {layout.CHECKSUMS: checksums.render(files.digests)}
+    control[layout.MANIFEST] = pretty_json(manifest.build(facts, files.digests, control[layout.CHECKSUMS]))
     if key is not None:
-        files[layout.SIGNATURE] = signature.sign(files[layout.MANIFEST], key)
+        control[layout.SIGNATURE] = signature.sign(control[layout.MANIFEST], key)
+    for copy, original in stage.layout.copies().items():
+        if original in control:
+            stage.add(copy, control[original])
+    for name, data in control.items():
+        stage.add(name, data)
+    return control[layout.MANIFEST]
 
 
 def _facts(
-    run: RunDir,
-    files: dict[str, bytes],
-    result: Recheck,
-    level: manifest.EvidenceLevel,
-    signer: str | None,
-    supersedes: dict[str, str] | None,
+    run: RunDir, files: Files, result: Recheck, signer: str | None, supersedes: dict[str, str] | None
 ) -> manifest.Facts:
     parameters = ("tier", "profile", "dataset", "seq_len", "preview_windows", "final_windows", "guards_order")
-    plan, settings = result.plan, result.settings
+    campaign = result.campaign
+    plan, settings = campaign.plan, campaign.settings
     frozen = settings.to_json()
+    repeats = campaign.document(layout.REPEATS) if campaign.has(layout.REPEATS) else None
     return manifest.Facts(
         generated_at=utc_now(),
         plan=plan,
         online=settings.net,
-        level=level,
+        level=result.level,
         determinism=settings.determinism,
         repeats=settings.repeats,
-        determinism_repeats=parse_json(files[_REPEATS], _REPEATS) if _REPEATS in files else None,
+        determinism_repeats=repeats,
         label=run.root.name,
         parameters={
             **{name: frozen[name] for name in parameters},
@@ -146,26 +176,13 @@ def _facts(
         verification=result.summary(),
         fingerprint=signer,
         supersedes=supersedes,
+        layout=campaign.layout,
     )
-
-
-def _add_page(files: dict[str, bytes], plan: CampaignPlan) -> list[str]:
-    """Render the HTML page; returns a warning when that fails (a page is never worth losing a pack)."""
-    from evpack.render.page import render_verdict
-
-    try:
-        names = sorted(name for name in files if name.endswith(f"/{layout.REPORT}"))
-        reports = [parse_json(files[name], name) for name in names]
-        verdict = parse_json(files[layout.VERDICT], layout.VERDICT)
-        files[layout.PAGE] = render_verdict(plan.suite, verdict, reports).encode("utf-8")
-    except Exception as error:
-        return [f"no HTML page: {type(error).__name__}: {error}"]
-    return []
 
 
 @contextmanager
 def _exclusive(target: Path) -> Iterator[int]:
-    """Hold the target's parent directory against other builds; sweep what a killed build left there.
+    """Hold the target's parent directory against other builds; settle what a killed build left there.
 
     Raises:
         BadInput: when the directory cannot be made or written.
@@ -180,14 +197,44 @@ def _exclusive(target: Path) -> Iterator[int]:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         for left in target.parent.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+            if _was_being_published(left, target):
+                left.rename(target)
+                os.fsync(directory)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
         yield directory
     finally:
         os.close(directory)
 
 
-def _standing(target: Path) -> dict[str, bytes] | None:
-    """Files of the pack that stands at the target, None when nothing does.
+@contextmanager
+def _staging(target: Path, where: Layout) -> Iterator[_Stage]:
+    part = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
+    try:
+        with disk_errors(target):
+            part.mkdir()
+            yield _Stage(part, where)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _was_being_published(left: Path, target: Path) -> bool:
+    """Whether a hidden directory is a sealed pack whose predecessor was moved aside, so that only its name is missing.
+
+    The predecessor is moved only after the new pack is complete and flushed.
+    """
+    if target.exists():
+        return False
+    try:
+        named = manifest.parse((left / layout.MANIFEST).read_bytes())["supersedes"]
+        data = (target.with_name(named["name"]) / layout.MANIFEST).read_bytes()
+    except (OSError, EvidenceError, KeyError):
+        return False
+    return bool(named["manifest_digest"] == f"sha256:{sha256_bytes(data)}")
+
+
+def _standing(target: Path) -> Files | None:
+    """The pack that stands at the target, None when nothing does.
 
     Raises:
         BadInput: when something other than a pack stands there.
@@ -203,21 +250,22 @@ def _standing(target: Path) -> dict[str, bytes] | None:
     return inventory.load(target).files
 
 
-def _same(before: dict[str, bytes], files: dict[str, bytes], signer: str | None) -> bool:
+def _same(before: Files, files: Files, where: Layout, signer: str | None) -> bool:
     """Whether a standing pack is intact and holds the same evidence by the same signer.
 
     environment.json is left out: it says when it was recorded.
     """
-    volatile = layout.CONTROL | {layout.ENVIRONMENT}
-    if any(before.get(name) != files.get(name) for name in (before.keys() | files.keys()) - volatile):
+    volatile = where.control() | {layout.ENVIRONMENT}
+    names = (before.keys() | files.keys()) - volatile
+    if any(before.digests.get(name) != files.digests.get(name) for name in names):
         return False
     trust = Trust(frozenset({signer} if signer else ()))
-    judged = verify.verify_files("", before, [], trust)
+    judged = verify.verify_files("", before, [], trust, verify.Demands())
     return not judged.findings and judged.fingerprint == signer
 
 
-def _digest(files: dict[str, bytes]) -> str:
-    return f"sha256:{sha256_bytes(files.get(layout.MANIFEST, b''))}"
+def _digest(files: Files) -> str:
+    return f"sha256:{files.digests.get(layout.MANIFEST, sha256_bytes(b''))}"
 
 
 def _free_name(target: Path, now: str) -> str:
@@ -230,18 +278,8 @@ def _free_name(target: Path, now: str) -> str:
     return name
 
 
-def _publish(target: Path, files: dict[str, bytes], aside: str | None, directory: int) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
-    try:
-        with disk_errors(target):
-            for name, data in files.items():
-                path = part / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            fsync_tree(part)
-        if aside is not None:
-            target.rename(target.with_name(aside))
-        part.rename(target)
-        os.fsync(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def _publish(part: Path, target: Path, aside: str | None, directory: int) -> None:
+    if aside is not None:
+        target.rename(target.with_name(aside))
+    part.rename(target)
+    os.fsync(directory)

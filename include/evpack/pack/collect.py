@@ -6,23 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evpack.errors import BadInput
+from evpack.files import parse_json, portable, pretty_json
 from evpack.pack import layout
 from evpack.plan.model import CampaignPlan, StepType
 from evpack.rundir import RunDir
 
-_SUMMARIES = ("category_summary", "guard_signal_summary", "guard_intervention_summary", "scenario_signal_summary")
+_WITH_PATHS = frozenset({layout.PLAN, layout.SETTINGS})
+_DERIVED = frozenset({layout.VERIFIED})
+"""Names beside a report that the pack's own files take."""
 
 
-def collect(run: RunDir, plan: CampaignPlan) -> dict[str, bytes]:
-    """Evidence of a campaign as `{name in the pack: bytes}`.
+def collect(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
+    """Evidence of a campaign: names in the pack and bytes, one file at a time.
 
     Frozen inputs, provenance and the final verdict must be there. Of everything else, what exists is taken as it
-    is: what is missing or damaged is the verdict's business.
+    is: what is missing or damaged is the verdict's business. Plan and settings lose the directories of this machine.
 
     Raises:
         BadInput: when something without which a pack says nothing is missing.
     """
-    files = {name: path.read_bytes() for name, path in _candidates(run, plan) if path.is_file()}
+    found = {name: path for name, path in _candidates(run, plan) if path.is_file()}
     for name, mend in {
         layout.SETTINGS: "plan the campaign again",
         layout.POLICY: "plan the campaign again",
@@ -31,9 +34,11 @@ def collect(run: RunDir, plan: CampaignPlan) -> dict[str, bytes]:
         layout.VERDICT: "run the step compile_verdict first",
         layout.VERDICT_TEXT: "run the step compile_verdict first",
     }.items():
-        if name not in files:
+        if name not in found:
             raise BadInput(f"{run.root} cannot be packed: {Path(name).name} is missing", mend)
-    return files
+    for name, path in found.items():
+        data = path.read_bytes()
+        yield name, pretty_json(portable(parse_json(data, str(path)))) if name in _WITH_PATHS else data
 
 
 def _candidates(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, Path]]:
@@ -46,8 +51,8 @@ def _candidates(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, Path]]:
     yield layout.SOURCE, run.source_repo
     yield layout.VERDICT, run.final_verdict
     yield layout.VERDICT_TEXT, run.final_verdict.with_suffix(".txt")
-    for name in _SUMMARIES:
-        yield f"results/{name}.json", run.reports / f"{name}.json"
+    for name in layout.SUMMARIES:
+        yield name, run.reports / Path(name).name
     for path in _listed(run.analysis, ".json"):
         yield f"results/{path.name}", path
     for path in (*_listed(run.presets, ".yaml"), *_listed(run.presets, ".json")):
@@ -71,7 +76,8 @@ def _of_model(run: RunDir, plan: CampaignPlan, name: str) -> Iterator[tuple[str,
         for number in step.runs:
             target = layout.report_dir(name, scenario.id, scenario.category, number)
             for path in _listed(model.report(scenario.id, scenario.category, number), ".json"):
-                yield f"{target}/{path.name}", path
+                if path.name not in _DERIVED:
+                    yield f"{target}/{path.name}", path
 
 
 def _listed(directory: Path, suffix: str) -> list[Path]:

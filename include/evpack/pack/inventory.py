@@ -1,12 +1,22 @@
-"""The bytes of a directory that nobody trusts, read once, and everything about its shape that is not allowed."""
+"""A directory that nobody trusts: its files by digest, and everything about its shape that is not allowed.
+
+No content is kept, so memory does not grow with the pack. Each file is hashed once; whoever asks for its bytes later
+gets bytes with that digest or an error, so what is parsed is always what was hashed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+from evpack.errors import IntegrityError
+from evpack.files import sha256_bytes
 from evpack.pack import layout
 
 MAX_FILES = 100_000
@@ -17,17 +27,60 @@ MAX_PACK_BYTES = 1 << 30
 """Most bytes in a pack; weights are never packed, and 1,000 reports come to about 40 MB."""
 MAX_DEPTH = 8
 """Deepest directory in a pack; layout v1 uses 4."""
+_CHUNK = 1 << 18
+
+
+class Files(Mapping[str, bytes]):
+    """Content by POSIX relative name, read when it is asked for and checked against its digest."""
+
+    def __init__(self, root: Path | None = None, content: Mapping[str, bytes] | None = None) -> None:
+        self._root = root
+        self._content = dict(content or {})
+        self.digests = {name: sha256_bytes(data) for name, data in self._content.items()}
+        """Hex SHA-256 by name."""
+
+    def __getitem__(self, name: str) -> bytes:
+        """The bytes that have the file's digest.
+
+        Raises:
+            KeyError: when there is no such file.
+            IntegrityError: when the file is no longer what it was.
+        """
+        digest = self.digests[name]
+        if name in self._content:
+            return self._content[name]
+        assert self._root is not None  # noqa: S101 - only files below a root are not in memory
+        try:
+            with _opened(self._root / name) as stream:
+                data = stream.read(MAX_FILE_BYTES + 1)
+        except (OSError, _Refused) as error:
+            raise IntegrityError(f"{name!r}: changed while the pack was read ({error})") from error
+        if sha256_bytes(data) != digest:
+            raise IntegrityError(f"{name!r}: changed while the pack was read")
+        return data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.digests)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.digests
 
 
 @dataclass
 class Inventory:
     """What was found: the regular files, and what should not be there."""
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Content by POSIX relative name. Every check and every parse uses these bytes; no file is read twice."""
+    files: Files
     problems: list[str] = field(default_factory=list)
     total: int = 0
     """Bytes of all files."""
+
+
+class _Refused(Exception):
+    """A file of a shape that no pack may hold."""
 
 
 def load(root: Path) -> Inventory:
@@ -36,7 +89,7 @@ def load(root: Path) -> Inventory:
     Links (symbolic or hard), devices, pipes, sockets, unreadable files, empty directories, names that are not
     canonical and names that collide without case are problems; each is named, none is followed or opened.
     """
-    found = Inventory()
+    found = Inventory(Files(root))
     _directory(root, "", 0, found)
     for name in layout.collisions(found.files):
         found.problems.append(f"{name!r}: several names differ only in case")
@@ -69,25 +122,35 @@ def _directory(path: Path, prefix: str, depth: int, found: Inventory) -> None:
 
 
 def _file(path: Path, name: str, found: Inventory) -> None:
-    try:  # O_NOFOLLOW refuses links, O_NONBLOCK keeps a pipe from blocking; the checks are on what was opened
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        what = "symbolic link" if path.is_symlink() else f"cannot be opened ({error.strerror})"
-        found.problems.append(f"{name!r}: {what}")
-        return
+    digest, size = hashlib.sha256(), 0
     try:
-        if problem := _shape_problem(os.fstat(handle)):
-            found.problems.append(f"{name!r}: {problem}")
-            return
-        with os.fdopen(handle, "rb", closefd=False) as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
+        with _opened(path) as stream:
+            while piece := stream.read(min(_CHUNK, MAX_FILE_BYTES + 1 - size)):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        what = "symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        found.problems.append(f"{name!r}: {what}")
+    except _Refused as error:
+        found.problems.append(f"{name!r}: {error}")
+    else:
+        found.total += size
+        if size > MAX_FILE_BYTES:
             found.problems.append(f"{name!r}: grew beyond {MAX_FILE_BYTES} bytes while it was read")
         else:
-            found.files[name] = data
-            found.total += len(data)
-    except OSError as error:
-        found.problems.append(f"{name!r}: cannot be read ({error.strerror})")
+            found.files.digests[name] = digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, opened for reading without following links; the checks are on what was opened."""
+    # O_NOFOLLOW refuses links, O_NONBLOCK keeps a pipe from blocking
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if problem := _shape_problem(os.fstat(handle)):
+            raise _Refused(problem)
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            yield stream
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""Names inside a pack: where everything stands in layout v1, and which names are allowed at all.
+"""Names inside a pack: where everything stands, and which names are allowed at all.
 
 ========================  ==============================================================================
 root                      README.md manifest.json checksums.sha256 manifest.signature.json
@@ -8,6 +8,10 @@ state/models/<model>/     model_profile.json, schedule.json (windows), variants/
 metadata/                 source_repo.json, environment.json
 reports/<model>/          <scenario>/run_<n>/  errors/<scenario>/  calibration/run_<k>/
 ========================  ==============================================================================
+
+This is layout v1, and its names are what the code calls files by. Layout v2 puts the verdict and its summaries into
+results/verdicts/, other analysis into results/analysis/, state/ into metadata/, and copies of the three control files
+into metadata/; `Layout.place` translates.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.sha256"
 SIGNATURE = "manifest.signature.json"
-CONTROL = frozenset({MANIFEST, CHECKSUMS, SIGNATURE})
+CONTROL = (CHECKSUMS, MANIFEST, SIGNATURE)
 """Files that checksums.sha256 cannot cover: itself, what names its digest, and what signs that."""
 
 README = "README.md"
@@ -27,6 +33,7 @@ VERDICT = "results/final_verdict.json"
 VERDICT_TEXT = "results/final_verdict.txt"
 VERIFICATION = "results/verification_summary.json"
 PAGE = "results/final_verdict.html"
+REPEATS = "results/determinism_repeats.json"
 PLAN = "state/plan.json"
 SETTINGS = "state/settings.json"
 POLICY = "state/policy.json"
@@ -39,11 +46,47 @@ ENVIRONMENT = "metadata/environment.json"
 REPORT = "evaluation.report.json"
 RUNTIME = "runtime.manifest.json"
 RECORDS = "records.json"
+VERIFIED = "verify.json"
+REPORT_PAGE = "evaluation.html"
+BASELINE_REPORT = "baseline_report.json"
 
+SUMMARIES = tuple(
+    f"results/{name}_summary.json" for name in ("category", "guard_signal", "guard_intervention", "scenario_signal")
+)
+_VERDICTS = frozenset({VERDICT, VERDICT_TEXT, PAGE, *SUMMARIES})
+
+LayoutName = Literal["v1", "v2"]
 MAX_NAME = 240
 """Longest path in a pack, characters: below the limit of every common file system and archive format."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where files stand in a pack of one layout."""
+
+    name: LayoutName = "v1"
+
+    def place(self, name: str) -> str:
+        """Where the file with this layout v1 name stands."""
+        head, _, rest = name.partition("/")
+        if self.name == "v1" or name == VERIFICATION or head not in ("results", "state"):
+            return name
+        if head == "state":
+            return f"metadata/{rest}"
+        return f"results/verdicts/{rest}" if name in _VERDICTS else f"results/analysis/{rest}"
+
+    def copies(self) -> dict[str, str]:
+        """Copies of control files, as ``{copy: original}``; byte-equal and not listed in the checksums."""
+        return {f"metadata/{name}": name for name in CONTROL} if self.name == "v2" else {}
+
+    def control(self) -> frozenset[str]:
+        """Names that checksums.sha256 does not list."""
+        return frozenset(CONTROL) | self.copies().keys()
+
+
+LAYOUTS = {name: Layout(name) for name in get_args(LayoutName)}
 
 
 def name_problem(name: str) -> str | None:

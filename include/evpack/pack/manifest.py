@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from evpack import __version__
-from evpack.errors import EvidenceError
-from evpack.files import Json, parse_json, sha256_bytes
-from evpack.pack import layout
+from evpack.files import Json, sha256_bytes
+from evpack.pack import layout, schemas
+from evpack.pack.layout import Layout
 from evpack.plan.model import CampaignPlan
 
 FORMAT = "evidence-pack-v1"
@@ -70,6 +68,7 @@ class Facts:
     verification: dict[str, Json]
     fingerprint: str | None
     supersedes: dict[str, str] | None
+    layout: Layout
 
 
 def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[str, Any]:
@@ -79,6 +78,11 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
         digests: hex SHA-256 of every packed file but the control files.
         checksums: the bytes of checksums.sha256.
     """
+
+    def reference(name: str) -> dict[str, str]:
+        path = facts.layout.place(name)
+        return {"path": path, "digest": f"sha256:{digests[path]}"}
+
     materials = {
         "plan": layout.PLAN,
         "settings": layout.SETTINGS,
@@ -87,6 +91,7 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
         "tuned_edit_params": layout.TUNED,
         "model_revisions": layout.REVISIONS,
         "verification_summary": layout.VERIFICATION,
+        "determinism_repeats": layout.REPEATS,
     }
     value: dict[str, Any] = {
         "format": FORMAT,
@@ -96,20 +101,21 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
         **restated(facts.plan, facts.verification),
         "network_mode": "online" if facts.online else "offline",
         "evidence_level": facts.level,
+        "layout": facts.layout.name,
         "determinism": facts.determinism,
         "repeats": facts.repeats,
         "determinism_repeats": facts.determinism_repeats,
         "run_dir": facts.label,
         "builder": {"id": "evpack", "name": "evpack build", "version": __version__},
-        "subject": {"name": "final_verdict", **_reference(layout.VERDICT, digests)},
+        "subject": {"name": "final_verdict", **reference(layout.VERDICT)},
         "invocation": {
-            "config_source": {**facts.source, **_reference(layout.SOURCE, digests)},
+            "config_source": {**_known(facts.source), **reference(layout.SOURCE)},
             "parameters": facts.parameters,
         },
-        "environment": {**facts.environment, **_reference(layout.ENVIRONMENT, digests)},
+        "environment": {**_known(facts.environment), **reference(layout.ENVIRONMENT)},
         "artifacts": sorted(digests),
         "materials": [
-            {"name": name, **_reference(path, digests)} for name, path in materials.items() if path in digests
+            {"name": name, **reference(path)} for name, path in materials.items() if facts.layout.place(path) in digests
         ],
         "model_licenses": {
             model.id: MODEL_LICENSES[model.id] for model in facts.plan.models if model.id in MODEL_LICENSES
@@ -139,12 +145,7 @@ def parse(data: bytes) -> dict[str, Any]:
     Raises:
         EvidenceError: naming the field.
     """
-    value = parse_json(data, layout.MANIFEST, MAX_MANIFEST_BYTES)
-    problem = next(iter(_validator().iter_errors(value)), None)
-    if problem is not None:
-        where = "/".join(str(part) for part in problem.absolute_path) or "the document"
-        raise EvidenceError(f"{layout.MANIFEST}: {where}: {problem.message[:200]}")
-    return dict(value)
+    return schemas.checked(data, layout.MANIFEST, "manifest", MAX_MANIFEST_BYTES)
 
 
 def references(value: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -157,13 +158,6 @@ def references(value: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield where, entry["path"], entry["digest"].removeprefix("sha256:")
 
 
-def _reference(path: str, digests: Mapping[str, str]) -> dict[str, str]:
-    return {"path": path, "digest": f"sha256:{digests[path]}"}
-
-
-@cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    schema = Path(__file__).with_name("manifest.schema.json").read_bytes()
-    return Draft202012Validator(parse_json(schema, "manifest.schema.json"))
+def _known(facts: Mapping[str, Json]) -> dict[str, Json]:
+    """Without what is not known: the format's optional fields are left out, not null."""
+    return {key: value for key, value in facts.items() if value is not None}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from evpack.pack import layout
 from evpack.pack.recheck import Recheck
-from evpack.plan.model import CampaignPlan
 
 _TEXT = """\
 # Evidence pack: suite {suite}
 
-Verdict: **{verdict}** (results/final_verdict.txt)
+Verdict: **{verdict}** ({text})
 
 | | |
 |---|---|
@@ -25,6 +24,7 @@ Verdict: **{verdict}** (results/final_verdict.txt)
 
     evpack verify --strict --trusted-key <public key of the signer> <this directory>
     sha256sum --check {checksums}        (digests only, run inside this directory)
+    evpack inspect <this directory>             (what it says, without recomputing)
 
 Exit codes of `evpack verify`: 0 all holds and the signer is trusted, 3 missing, 4 format, 5 signature, 6 integrity,
 7 the reports or the verdict do not follow from the records, 8 all holds but no trusted key was given.
@@ -43,20 +43,22 @@ Get the signer's public key or fingerprint from the people who made this pack, n
 _CAPPED = "- The profile caps the evidence level at {cap}: the sample is small, so the metric is marked unstable.\n"
 
 
-def readme(plan: CampaignPlan, result: Recheck, level: str, signer: str | None) -> bytes:
+def readme(result: Recheck, signer: str | None) -> bytes:
     """The bytes of README.md; equal inputs give equal bytes."""
-    cap = result.policy.evidence_cap
+    campaign = result.campaign
+    plan, policy, cap = campaign.plan, campaign.policy, campaign.policy.evidence_cap
     text = _TEXT.format(
         suite=plan.suite,
+        text=campaign.at(layout.VERDICT_TEXT),
         verdict=result.verdict,
-        level=level,
+        level=result.level,
         models=", ".join(model.id for model in plan.models),
         scenarios=len(plan.scenarios),
         reports=result.reports,
         errors=result.error_injection_reports,
         failed=result.failed_reports,
-        tier=result.policy.tier,
-        profile=result.policy.profile,
+        tier=policy.tier,
+        profile=policy.profile,
         signer=signer or "none: not signed",
         checksums=layout.CHECKSUMS,
         caveat=_CAPPED.format(cap=cap) if cap != "high" else "",

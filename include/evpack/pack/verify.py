@@ -8,34 +8,37 @@
    6  INTEGRITY   the directory holds regular files with canonical names only; checksums.sha256 is the one that
                   the manifest names and lists exactly these files with their digests; every digest reference holds
    7  EVIDENCE    every report follows from its records under the verifier's own limits, and the verdict, its
-                  text and its summaries follow from the reports (`recheck`)
+                  text and its summaries follow from the reports (`recheck`); no evidence is older than asked
    8  UNPINNED    all of that holds, but nobody told the verifier whom to trust: integrity only
    0  OK          all of that holds and the signer is trusted; says nothing about PASS or FAIL
 ====  =========================================================================================================
 
-The exit code is the first rule that fails; all findings are reported. Files are read once, and what is parsed
-are the bytes that were hashed.
+The exit code is the first rule that fails; all findings are reported. What is parsed are the bytes that were hashed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evpack.catalog.policy import Policy
 from evpack.errors import EvpackError
-from evpack.files import canonical_json, parse_json, sha256_bytes
-from evpack.pack import checksums, inventory, layout, manifest, signature
+from evpack.files import canonical_json
+from evpack.pack import attest, checksums, inventory, layout, manifest, signature
+from evpack.pack.evidence import MALFORMED
+from evpack.pack.inventory import Files
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Authenticity, Trust
 
 FORMAT_VERSION = "evidence-pack-verify-v1"
+_CLOCK_SKEW = timedelta(minutes=10)
+"""How far in the future evidence may have been made before a limit on its age refuses it."""
 T = TypeVar("T")
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What code raises on values that a schema let through; in a verifier that is the pack's fault, not a crash."""
 
 
 class VerifyExit(IntEnum):
@@ -76,6 +79,15 @@ class Verification:
     evidence_level: str | None
     reports: int
     """Reports that were recomputed."""
+    skipped: bool = False
+    """Whether the evidence was left unexamined because the caller said so."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """manifest.json, empty when it cannot be read. Nothing in it is to be believed beyond the findings."""
+
+    @property
+    def strict_ready(self) -> bool:
+        """Whether nothing but a trusted key could be missing for a strict verification."""
+        return not self.findings and self.fingerprint is not None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +103,7 @@ class Verification:
             "exit": int(self.exit_code),
             "outcome": self.exit_code.name.lower(),
             "strict": self.strict,
+            "skip_verify": self.skipped,
             "errors": [{"exit": int(finding.code), "error": finding.text} for finding in self.findings],
             "warnings": list(self.warnings),
             "authenticity": self.authenticity,
@@ -99,6 +112,22 @@ class Verification:
             "evidence_level": self.evidence_level,
             "verify": {"reports": self.reports},
         }
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a caller asks of a pack beyond the rules that always hold."""
+
+    strict: bool = False
+    """An unsigned pack or a missing trusted key is an error instead of a weaker outcome."""
+    policy: Policy | None = None
+    """Limits to judge by; without it, the installed package's for the tier and profile of the campaign."""
+    max_age: timedelta | None = None
+    """Oldest evidence that is accepted."""
+    skip_evidence: bool = False
+    """Do not recompute: whether reports and verdict follow from the records stays open."""
+    attestation: bytes | None = None
+    """A DSSE envelope that must attest this pack."""
 
 
 @dataclass
@@ -117,23 +146,23 @@ class _State:
             return action()
         except EvpackError as error:
             self.add(code, error.what)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             self.add(code, f"content of an unexpected form ({type(error).__name__}: {error})")
         return None
 
 
 def verify_pack(
-    pack: Path, trust: Trust | None = None, *, strict: bool = False, policy: Policy | None = None
+    pack: Path, trust: Trust | None = None, demands: Demands | None = None, *, jobs: int | None = None
 ) -> Verification:
     """Verify a pack on disk.
 
     Args:
         pack: the pack's directory.
         trust: accepted signers; none given means integrity only.
-        strict: an unsigned pack or a missing trusted key is an error instead of a weaker outcome.
-        policy: limits to judge by; without it, the installed package's for the tier and profile of the campaign.
+        jobs: processes to use at most; None means one per core.
     """
     label = pack.absolute().name
+    demands = demands or Demands()
     missing = [name for name in (layout.MANIFEST, layout.CHECKSUMS) if not _is(Path.is_file, pack / name)]
     if missing:
         what = (
@@ -142,43 +171,43 @@ def verify_pack(
             else f"{pack} has no {' and no '.join(missing)}"
         )
         findings = (Finding(VerifyExit.MISSING, what),)
-        return Verification(label, strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
+        return Verification(label, demands.strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
     found = inventory.load(pack)
-    return verify_files(label, found.files, found.problems, trust or Trust(), strict=strict, policy=policy)
+    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    return verify_files(label, found.files, found.problems, trust or Trust(), demands, jobs=jobs)
 
 
 def verify_files(
-    label: str,
-    files: Mapping[str, bytes],
-    problems: list[str],
-    trust: Trust,
-    *,
-    strict: bool = False,
-    policy: Policy | None = None,
+    label: str, files: Files, problems: list[str], trust: Trust, demands: Demands, *, jobs: int = 1
 ) -> Verification:
-    """Verify the bytes of a pack (no file is touched).
+    """Verify the files of a pack.
 
     Args:
         label: name of the pack for the output.
-        files: content of every regular file by its name in the pack.
         problems: what the inventory refused.
     """
     state = _State()
     document = _manifest(files, state)
     signer = _signer(files, document, state)
     authenticity = trust.judge(signer)
-    _authenticity(authenticity, signer, trust, strict, state)
+    _authenticity(authenticity, signer, trust, demands.strict, state)
     for problem in problems:
         state.add(VerifyExit.INTEGRITY, problem)
     _integrity(files, document, state)
+    if demands.attestation is not None:
+        envelope = demands.attestation
+        state.attempt(VerifyExit.SIGNATURE, lambda: attest.check_signature(envelope, files))
     result = None
     if document is not None and not state.findings:  # bytes that nobody sealed are not worth interpreting
-        result = state.attempt(VerifyExit.EVIDENCE, lambda: _evidence(files, document, policy, state))
+        if demands.skip_evidence:
+            state.warnings.append("reports and verdict were not recomputed: integrity only")
+        else:
+            result = state.attempt(VerifyExit.EVIDENCE, lambda: _evidence(files, document, demands, jobs, state))
     unproven = VerifyExit.OK if authenticity == "pinned" else VerifyExit.UNPINNED
     code = min((finding.code for finding in state.findings), default=unproven)
     return Verification(
         pack=label,
-        strict=strict,
+        strict=demands.strict,
         exit_code=code,
         findings=tuple(sorted(state.findings, key=lambda finding: finding.code)),
         warnings=tuple(state.warnings),
@@ -187,6 +216,8 @@ def verify_files(
         verdict=result.verdict if result else None,
         evidence_level=(document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
+        skipped=demands.skip_evidence,
+        manifest=document or {},
     )
 
 
@@ -236,49 +267,76 @@ def _authenticity(authenticity: Authenticity, signer: str | None, trust: Trust, 
         state.warnings.append(f"signed by {signer}, but no trusted key was given: integrity only")
 
 
-def _integrity(files: Mapping[str, bytes], document: Mapping[str, Any] | None, state: _State) -> None:
+def _integrity(files: Files, document: Mapping[str, Any] | None, state: _State) -> None:
     def broken(text: str) -> None:
         state.add(VerifyExit.INTEGRITY, text)
 
-    data = files.get(layout.CHECKSUMS)
-    if data is None:
+    if layout.CHECKSUMS not in files:
         state.add(VerifyExit.MISSING, f"{layout.CHECKSUMS} is not a regular file")
         return
-    if document is not None and document["checksums_sha256_digest"] != sha256_bytes(data):
+    if document is not None and document["checksums_sha256_digest"] != files.digests[layout.CHECKSUMS]:
         broken(f"{layout.CHECKSUMS} is not the list whose digest {layout.MANIFEST} names")
-    listed = state.attempt(VerifyExit.INTEGRITY, lambda: checksums.parse(data))
+    listed = state.attempt(VerifyExit.INTEGRITY, lambda: checksums.parse(files[layout.CHECKSUMS]))
     if listed is None:
         return
-    packed = files.keys() - layout.CONTROL
+    where = _layout(document)
+    for name in sorted(listed.keys() & where.control()):
+        broken(f"{layout.CHECKSUMS} lists {name!r}, a control file")
+    packed = files.keys() - where.control()
     for name in sorted(packed - listed.keys()):
         broken(f"{name!r}: not listed in {layout.CHECKSUMS}")
-    for name in sorted(listed.keys() - packed):
+    for name in sorted(listed.keys() - packed - where.control()):
         broken(f"{name!r}: listed in {layout.CHECKSUMS}, but not there")
     for name in sorted(packed & listed.keys()):
-        if sha256_bytes(files[name]) != listed[name]:
+        if files.digests[name] != listed[name]:
             broken(f"{name!r}: bytes differ from their checksum")
+    for copy, original in where.copies().items():
+        if files.digests.get(copy) != files.digests.get(original):
+            broken(f"{copy!r}: not the copy of {original!r} that layout {where.name} asks for")
     if document is None:
         return
-    for where, path, digest in manifest.references(document):
+    for place, path, digest in manifest.references(document):
         if listed.get(path) != digest:
-            broken(f"{layout.MANIFEST}: {where} names {path!r} with a digest that {layout.CHECKSUMS} does not have")
+            broken(f"{layout.MANIFEST}: {place} names {path!r} with a digest that {layout.CHECKSUMS} does not have")
     if "artifacts" in document and document["artifacts"] != sorted(listed):
         broken(f"{layout.MANIFEST}: artifacts is not the list of packed files")
 
 
-def _evidence(files: Mapping[str, bytes], document: Mapping[str, Any], policy: Policy | None, state: _State) -> Recheck:
-    result = recheck(files, policy)
+def _layout(document: Mapping[str, Any] | None) -> layout.Layout:
+    return layout.LAYOUTS[(document or {}).get("layout", "v1")]
+
+
+def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs: int, state: _State) -> Recheck:
+    where = _layout(document)
+    result = recheck(files, where, demands.policy, jobs=jobs)
     for text in result.errors:
         state.add(VerifyExit.EVIDENCE, text)
     state.warnings += result.warnings
-    expected = manifest.restated(result.plan, result.summary())
+    expected = manifest.restated(result.campaign.plan, result.summary())
     for key in sorted(expected.keys() & document.keys()):
         if canonical_json(document[key]) != canonical_json(expected[key]):
             state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST}: {key} is not what the packed files say")
-    name = layout.VERIFICATION
-    if name not in files or parse_json(files[name], name) != result.summary():
-        state.add(VerifyExit.EVIDENCE, f"{name}: not the counts that recomputing gives")
-    claimed, earned = document.get("evidence_level"), result.level(files)
+    for name, data in result.derived().items():
+        place = where.place(name)
+        if place not in files or files[place] != data:
+            state.add(VerifyExit.EVIDENCE, f"{place}: not what recomputing gives")
+    claimed, earned = document.get("evidence_level"), result.level
     if claimed is not None and manifest.LEVELS.index(claimed) > manifest.LEVELS.index(earned):
         state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")
+    if demands.attestation is not None:
+        attest.check_statement(demands.attestation, files, where)
+    if demands.max_age is not None and (problem := _stale(result.oldest, demands.max_age)):
+        state.add(VerifyExit.EVIDENCE, problem)
     return result
+
+
+def _stale(oldest: datetime | None, limit: timedelta) -> str | None:
+    """Why evidence is older than asked for: its reports count, not the pack that was made of them."""
+    if oldest is None:
+        return "some evidence does not say when it was made, so its age cannot be limited"
+    age = datetime.now(UTC) - oldest
+    if age > limit:
+        return f"stale evidence: the oldest was made {oldest.isoformat()}, {age} ago; accepted are {limit}"
+    if -age > _CLOCK_SKEW:
+        return f"evidence was made at {oldest.isoformat()}, which is in the future"
+    return None

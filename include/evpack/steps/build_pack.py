@@ -29,7 +29,7 @@ def build_pack(ctx: StepContext) -> list[Path]:
     """Publish the pack and reports/evidence_pack.json, which says what was built (the pack may be elsewhere)."""
     target = pack_path(ctx.run, ctx.settings)
     key = signing_key_of(ctx.settings, ctx.home)
-    built = build(ctx.run, key=key, out=target, html=not ctx.settings.skip_html)
+    built = build(ctx.run, key=key, out=target, html=not ctx.settings.skip_html, form=ctx.settings.layout)
     for warning in built.warnings:
         log.warning("%s", warning)
     log.info("pack %s %s, evidence level %s", target, "kept" if built.kept else "sealed", built.evidence_level)

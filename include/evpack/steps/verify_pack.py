@@ -8,6 +8,7 @@ from evpack.errors import BadInput
 from evpack.files import write_json
 from evpack.pack import keys
 from evpack.pack.trust import Trust
+from evpack.pack.verify import Demands
 from evpack.pack.verify import verify_pack as verify
 from evpack.steps.base import StepContext, log
 from evpack.steps.build_pack import pack_path, signing_key_of
@@ -17,7 +18,7 @@ def verify_pack(ctx: StepContext) -> list[Path]:
     """Publish reports/pack_verification.json; a pack that does not verify is a result, not a crash."""
     key = signing_key_of(ctx.settings, ctx.home)
     trust = Trust(frozenset({_fingerprint(key)})) if key else Trust()
-    result = verify(pack_path(ctx.run, ctx.settings), trust, strict=key is not None)
+    result = verify(pack_path(ctx.run, ctx.settings), trust, Demands(strict=key is not None))
     for finding in result.findings:
         log.error("%s: %s", finding.code.name.lower(), finding.text)
     for warning in result.warnings:

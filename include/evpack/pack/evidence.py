@@ -1,0 +1,159 @@
+"""The frozen inputs of a packed campaign, parsed once; every check of its evidence starts from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from evpack.catalog.loader import parse_as, shipped
+from evpack.catalog.policy import Policy, resolve_policy
+from evpack.catalog.scenarios import Manifest
+from evpack.catalog.suites import suite
+from evpack.errors import BadInput, EvidenceError
+from evpack.files import Json, digest_json, parse_json, portable
+from evpack.pack import layout, provenance, schemas
+from evpack.pack.inventory import Files
+from evpack.pack.layout import Layout
+from evpack.plan.model import CampaignPlan
+from evpack.settings import Settings
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What code raises on values that a schema let through; in a verifier that is the pack's fault, not a crash."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What a campaign was planned to be, read from its pack."""
+
+    files: Files
+    layout: Layout
+    plan: CampaignPlan
+    settings: Settings
+    policy: Policy
+    """The limits it was judged by, not necessarily the ones to judge by."""
+
+    @cached_property
+    def digests(self) -> tuple[str, str]:
+        """Of the plan and of the policy, which every report names."""
+        return self.plan.digest(), self.policy.digest()
+
+    def at(self, name: str) -> str:
+        """Where a file stands in this pack."""
+        return self.layout.place(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self.at(name) in self.files
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file by its layout v1 name.
+
+        Raises:
+            EvidenceError: when it is missing.
+        """
+        return _read(self.files, self.at(name))
+
+    def document(self, name: str, schema: str | None = None) -> Json:
+        """A parsed JSON file, held against a schema of `pack.schemas` when one is named.
+
+        Raises:
+            EvidenceError: when it is missing or malformed.
+        """
+        data, place = self.read(name), self.at(name)
+        return parse_json(data, place) if schema is None else schemas.checked(data, place, schema)
+
+
+def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[Campaign, list[str]]:
+    """Parse the frozen inputs; returns them and every way in which they disagree.
+
+    Args:
+        limits: what to judge by; None means the installed package's limits for the campaign's tier and profile.
+
+    Raises:
+        EvidenceError: when they cannot be read, so that there is nothing to compare with.
+    """
+    at = where.place
+    plan = CampaignPlan.parse(_read(files, at(layout.PLAN)), at(layout.PLAN))
+    settings_data = _read(files, at(layout.SETTINGS))
+    settings = Settings.parse(settings_data, at(layout.SETTINGS))
+    policy = Policy.parse(_read(files, at(layout.POLICY)), at(layout.POLICY))
+    campaign = Campaign(files, where, plan, settings, policy)
+    try:
+        manifest = parse_as(Manifest, campaign.read(layout.SCENARIOS), at(layout.SCENARIOS))
+        expected = limits or resolve_policy(settings.tier, settings.profile)
+    except BadInput as error:
+        raise EvidenceError(error.what) from error
+    errors = [f"{at(layout.POLICY)}: {text}" for text in _raised(policy, expected)]
+    if digest_json(portable(parse_json(settings_data, at(layout.SETTINGS)))) != plan.settings_digest:
+        errors.append(f"{at(layout.SETTINGS)}: not the settings that {at(layout.PLAN)} was made from")
+    if manifest.scenarios != plan.scenarios:
+        errors.append(f"{at(layout.SCENARIOS)}: not the scenarios of {at(layout.PLAN)}")
+    if (policy.tier, policy.profile) != (settings.tier, settings.profile):
+        errors.append(
+            f"{at(layout.POLICY)}: tier {policy.tier}, profile {policy.profile}, but the campaign was set to "
+            f"tier {settings.tier}, profile {settings.profile}"
+        )
+    return campaign, [*errors, *_pins(campaign), *_provenance(campaign)]
+
+
+def unusual(plan: CampaignPlan) -> Iterator[str]:
+    """Expectations that are not the shipped ones of the suite: allowed, but a reader should know."""
+    try:
+        name = suite(plan.suite).scenarios
+        shipped_ones = {scenario.id: scenario for scenario in parse_as(Manifest, shipped(name), name).scenarios}
+    except BadInput:
+        yield f"suite {plan.suite!r} is not a shipped one: its expectations are the campaign's own"
+        return
+    for scenario in plan.scenarios:
+        if shipped_ones.get(scenario.id) != scenario:
+            yield f"scenario {scenario.id}: its expectations are the campaign's own, not those of the shipped suite"
+    if absent := sorted(shipped_ones.keys() - {scenario.id for scenario in plan.scenarios}):
+        yield f"scenarios of the shipped suite that the campaign left out: {', '.join(absent)}"
+
+
+def entry(value: Json, *keys: str) -> Any:
+    """A nested value, None where the way to it breaks off."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _raised(policy: Policy, expected: Policy) -> Iterator[str]:
+    """Limits that are not the ones to judge by (where they come from may be worded differently)."""
+    for key in sorted(policy.thresholds.keys() | expected.thresholds.keys()):
+        ours, theirs = (p.thresholds[key].value if key in p.thresholds else None for p in (expected, policy))
+        if ours != theirs:
+            yield f"{key} is {theirs!r}, to be judged by is {ours!r}"
+
+
+def _pins(campaign: Campaign) -> Iterator[str]:
+    """The plan's models have the revisions that the campaign pinned."""
+    name = campaign.at(layout.REVISIONS)
+    if not campaign.has(layout.REVISIONS):
+        yield f"{name} is missing"
+        return
+    pins = entry(campaign.document(layout.REVISIONS), "models")
+    for model in campaign.plan.models:
+        pinned = entry(pins, model.id, "revision")
+        if pinned != model.source.revision:
+            yield f"{name}: {model.id} is pinned to {pinned!r}, the plan took {model.source.revision!r}"
+
+
+def _provenance(campaign: Campaign) -> Iterator[str]:
+    if campaign.has(layout.SOURCE):
+        try:
+            provenance.check_source_repo(campaign.read(layout.SOURCE), campaign.at(layout.SOURCE))
+        except BadInput as error:
+            yield error.what
+    if campaign.has(layout.ENVIRONMENT):
+        missing = {"recorded_at", "platform", "python_version"} - set(campaign.document(layout.ENVIRONMENT))
+        if missing:
+            yield f"{campaign.at(layout.ENVIRONMENT)} lacks {', '.join(sorted(missing))}"
+
+
+def _read(files: Files, name: str) -> bytes:
+    if name not in files:
+        raise EvidenceError(f"{name} is missing")
+    return files[name]

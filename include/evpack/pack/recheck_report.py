@@ -1,0 +1,176 @@
+"""Does one report follow from its records? Pure: bytes in, differences out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from evpack.errors import EvidenceError
+from evpack.evaluation.records import WindowRecords
+from evpack.evaluation.report import recompute
+from evpack.files import pretty_json, sha256_bytes
+from evpack.pack import layout
+from evpack.pack.evidence import MALFORMED, Campaign, entry
+from evpack.pack.recheck_model import ModelFacts, window_problems
+from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
+from evpack.verdict.outcome import RunOutcome, judge
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One expected report, read, recomputed and judged. Small: the report itself is gone."""
+
+    key: ReportKey
+    outcome: RunOutcome
+    present: bool
+    problem: str | None = None
+    """Why a report that is there cannot be used."""
+    errors: tuple[str, ...] = ()
+    """Everything in it that does not follow."""
+    made_at: datetime | None = None
+    """When it says it was made; None when it does not say so in ISO 8601 with a time zone."""
+    verified: bytes | None = None
+    """verify.json as it must stand beside a report."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a report that can be read."""
+        return self.present and self.problem is None
+
+
+def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: str) -> Judged:
+    """Read, recompute and judge one report.
+
+    Args:
+        facts: of the report's model.
+        path: of the report, relative to the run directory.
+    """
+    scenario = campaign.plan.scenario(key.scenario)
+    found = read_report(campaign.plan, key, path, lambda name: campaign.files.get(pack_name(name)))
+    outcome = judge(key, path, found, scenario, campaign.settings.guards_order, campaign.digests)
+    if found is None:
+        return Judged(key, outcome, present=False)
+    if found.report is None:
+        return Judged(key, outcome, True, problem=found.problem, verified=_verified(found, ()))
+    errors = tuple(_all_errors(campaign, facts, key, found.report, pack_name(path).removesuffix(layout.REPORT)))
+    made_at = iso_time(entry(found.report, "artifacts", "generated_at"))
+    return Judged(key, outcome, True, errors=errors, made_at=made_at, verified=_verified(found, errors))
+
+
+def pack_name(path: str) -> str:
+    """Pack name of a path relative to the run directory, ``<model>/reports/...``."""
+    model, _, rest = path.partition("/")
+    return layout.in_pack(model, rest)
+
+
+def iso_time(text: Any) -> datetime | None:
+    """A time in ISO 8601 with a time zone, None for anything else."""
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo is not None else None
+
+
+def _all_errors(
+    campaign: Campaign, facts: ModelFacts, key: ReportKey, report: Mapping[str, Any], place: str
+) -> Iterator[str]:
+    try:
+        for text in _errors(campaign, facts, key, report, place):
+            yield f"{place}{layout.REPORT}: {text}"
+    except EvidenceError as error:
+        yield error.what
+    except MALFORMED as error:
+        yield f"{place}{layout.REPORT}: content of an unexpected form ({type(error).__name__}: {error})"
+
+
+def _errors(
+    campaign: Campaign, facts: ModelFacts, key: ReportKey, report: Mapping[str, Any], place: str
+) -> Iterator[str]:
+    yield from _identity(campaign, key, report)
+    yield from _runtime(campaign, place)
+    baseline_digest = entry(report, "baseline_ref", "checkpoint_digest")
+    if baseline_digest != facts.baseline:
+        yield f"its baseline {baseline_digest!r} is not the one that the model's profile describes"
+    subject_name, baseline_name = place + layout.RECORDS, _baseline_name(key, place, report)
+    for name in (subject_name, baseline_name):
+        if name not in campaign.files:
+            yield f"its records are missing: {name}"
+            return
+    if entry(report, "records", "subject", "path") != layout.RECORDS:
+        yield f"records.subject.path is not the {layout.RECORDS} beside it"
+    subject = campaign.files[subject_name]
+    differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy)
+    yield from differences
+    if not differences:
+        schedule = campaign.at(layout.model_state(key.model, "schedule.json"))
+        yield from window_problems(WindowRecords.parse(subject, subject_name), key.run, facts, schedule)
+
+
+def _identity(campaign: Campaign, key: ReportKey, report: Mapping[str, Any]) -> Iterator[str]:
+    """A report must be of the model, scenario and run whose place it takes, under the campaign's guards."""
+    scenario = campaign.plan.scenario(key.scenario)
+    expected = {
+        "model_id": campaign.plan.model(key.model).id,
+        "model_name": key.model,
+        "scenario": key.scenario,
+        "category": scenario.category.value,
+        "strictness": scenario.strictness.value,
+        "run": key.run,
+        "plan_digest": campaign.digests[0],
+    }
+    for name, value in expected.items():
+        if (given := entry(report, "meta", name)) != value:
+            yield f"meta.{name} is {given!r}, its place is {value!r}"
+    if (order := report.get("guards_order")) != list(campaign.settings.guards_order):
+        yield f"guards_order is {order!r}, the campaign's is {list(campaign.settings.guards_order)!r}"
+
+
+def _runtime(campaign: Campaign, place: str) -> Iterator[str]:
+    """The runtime manifest beside a report names the report's digest and that of the preset it was made with."""
+    if place + layout.RUNTIME not in campaign.files:
+        yield f"{layout.RUNTIME} is missing beside it"
+        return
+    value = campaign.document(place + layout.RUNTIME, "runtime")
+    if value["report"]["sha256"] != sha256_bytes(campaign.files[place + layout.REPORT]):
+        yield f"{layout.RUNTIME} beside it is of another report"
+    config = value["config"]
+    preset = campaign.at(f"state/{config['path']}")
+    if config["source"] == "file" and campaign.files.digests.get(preset) != config["sha256"]:
+        yield f"{layout.RUNTIME} beside it names a preset {config['path']!r} that is not the packed one"
+
+
+def _baseline_name(key: ReportKey, place: str, report: Mapping[str, Any]) -> str:
+    """Where the baseline's records stand: the calibration run of the same number, or rescored beside the report."""
+    named = layout.in_pack(key.model, str(entry(report, "records", "baseline", "path")))
+    rescored = f"{place}baseline_records.json"
+    return rescored if named == rescored else f"reports/{key.model}/calibration/run_{key.run}/{layout.RECORDS}"
+
+
+def _verified(found: ReportEvidence, errors: tuple[str, ...]) -> bytes:
+    """verify.json: the outcome of recomputing one report, in the reference's form."""
+    report = found.report or {}
+    metric = report.get("primary_metric", {})
+    ok = found.report is not None and not errors
+    reason = "ok" if ok else "malformed" if found.report is None else "policy_fail"
+    return pretty_json(
+        {
+            "format_version": "report-verify-v1",
+            "summary": {"ok": ok, "reason": reason},
+            "results": [
+                {
+                    "id": report.get("run_id"),
+                    "schema_version": report.get("schema_version"),
+                    "kind": metric.get("kind"),
+                    "ok": ok,
+                    "reason": reason,
+                    "ratio_vs_baseline": metric.get("ratio_vs_baseline"),
+                    "ci": metric.get("ci"),
+                    "recompute": {"family": "ppl", "ok": ok, "reason": "; ".join(errors) or None},
+                }
+            ],
+            "resolution": {"exit_code": {"ok": 0, "policy_fail": 1, "malformed": 2}[reason]},
+        }
+    )
