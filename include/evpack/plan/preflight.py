@@ -104,7 +104,7 @@ def resolve_edits(
     if missing:
         raise BadInput(
             "clean edits without tuned parameters: " + ", ".join(missing),
-            "add them to the file of PACK_TUNED_EDIT_PARAMS_FILE, or set CLEAN_EDIT_RUNS=0",
+            "measure them with `evpack tune` for the file of PACK_TUNED_EDIT_PARAMS_FILE, or leave these scenarios out",
         )
     return resolved
 
