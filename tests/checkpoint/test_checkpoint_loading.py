@@ -31,8 +31,9 @@ def variant(tmp_path):
     """A variant of a checkpoint: changed tensors by name, and what else `finish` takes."""
 
     def make(checkpoint, changes, **options):
-        tmp_path.joinpath("v").mkdir()
-        with VariantWriter(tmp_path / "v", checkpoint, changes) as writer:
+        root = tmp_path / f"v{len(list(tmp_path.iterdir()))}"
+        root.mkdir()
+        with VariantWriter(root, checkpoint, changes) as writer:
             for name, change in changes.items():
                 before = checkpoint.read(name)
                 writer.put(name, before, change(before.clone()))
@@ -146,8 +147,9 @@ def test_a_stray_tensor_of_the_baseline_itself_is_seen_but_is_no_fault_of_a_subj
     source = Checkpoint(family("llama", tie_word_embeddings=True))
     tensors = {name: source.read(name) for name in source.names()} | {"model.layers.0.odd.weight": torch.ones(2)}
     checkpoint = Checkpoint(make_checkpoint(tensors, config=source.config()))
-    delta = variant(checkpoint, {"model.norm.weight": lambda t: t * 2})
-    for subject in (checkpoint, delta):
+    other_config = {"config_overrides": {"rms_norm_eps": 0.1}}
+    deltas = (variant(checkpoint, {"model.norm.weight": lambda t: t * 2}, **o) for o in ({}, other_config))
+    for subject in (checkpoint, *deltas):
         _, report = load_model(subject, torch.float32)
         assert report.unexpected == ("model.layers.0.odd.weight",)
         assert report.unexplained == ()

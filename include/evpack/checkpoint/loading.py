@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +62,11 @@ def load_model(
     Raises:
         CheckpointError: for an architecture that transformers does not know or tensors that it cannot convert.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    config = _config(checkpoint)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise CheckpointError(f"model type {config.model_type!r} has no causal language model in transformers")
+    model_class, config = _architecture(checkpoint)
     options = {"attn_implementation": attention} if attention else {}
     with _quiet():
         try:
-            model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            model, info = model_class.from_pretrained(
                 None,
                 config=config,
                 state_dict={name: _Deferred(checkpoint, name) for name in checkpoint.names()},
@@ -97,9 +93,9 @@ def _poison(model: Any, report: LoadingReport) -> None:
             values[name].fill_(float("nan"))
 
 
-def _config(checkpoint: CheckpointLike) -> Any:
-    """The transformers config object; custom code is never looked for."""
-    from transformers import CONFIG_MAPPING
+def _architecture(checkpoint: CheckpointLike) -> tuple[Any, Any]:
+    """Class and configuration of the causal language model; custom code is never looked for."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     values = checkpoint.config()
     model_type = values.get("model_type")
@@ -109,15 +105,18 @@ def _config(checkpoint: CheckpointLike) -> Any:
             "use an architecture that transformers has; code that comes with a checkpoint is never run",
         )
     try:
-        return CONFIG_MAPPING[model_type].from_dict(values)
+        config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:  # the values are not ours, and every family checks them with errors of its own
         raise CheckpointError(f"config.json is no valid {model_type} configuration: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(f"model type {model_type!r} has no causal language model in transformers")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
 
 
 def _report(checkpoint: CheckpointLike, info: dict[str, Any]) -> LoadingReport:
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(f"{name}: stored {list(a)}, model {list(b)}" for name, a, b in info["mismatched_keys"])
-    stray = [name for name in unexpected if not _stray_in_baseline(checkpoint, name)]
+    strays = _strays_of_baseline(checkpoint, unexpected)
     return LoadingReport(
         missing=tuple(missing),
         unexpected=tuple(unexpected),
@@ -125,15 +124,28 @@ def _report(checkpoint: CheckpointLike, info: dict[str, Any]) -> LoadingReport:
         unexplained=(
             *(f"missing: {name}" for name in missing),
             *(f"mismatched: {line}" for line in mismatched),
-            *(f"unexpected: {name}" for name in stray),
+            *(f"unexpected: {name}" for name in unexpected if name not in strays),
         ),
     )
 
 
-def _stray_in_baseline(checkpoint: CheckpointLike, name: str) -> bool:
-    """Whether a left-over key says nothing about the subject: the baseline has it, under the same configuration."""
+def _strays_of_baseline(checkpoint: CheckpointLike, unexpected: Collection[str]) -> set[str]:
+    """Left-over keys that say nothing about the subject: the baseline has them, and leaves them over itself.
+
+    Under another configuration than the baseline's, what the baseline has a place for is told by its architecture,
+    built without weights.
+    """
+    import torch
+
     baseline = getattr(checkpoint, "baseline", checkpoint)
-    return checkpoint.config() == baseline.config() and name in baseline.names()
+    stored = set(unexpected) & set(baseline.names())
+    if not stored or checkpoint.config() == baseline.config():
+        return stored
+    model_class, config = _architecture(baseline)
+    with torch.device("meta"):
+        places = set(model_class(config).state_dict())
+    prefix = model_class.base_model_prefix
+    return {name for name in stored if name not in places and f"{prefix}.{name}" not in places}
 
 
 def _is_out_of_memory(error: Exception) -> bool:
