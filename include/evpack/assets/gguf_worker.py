@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 _WORLD_READABLE = 0o644
 
@@ -13,7 +14,8 @@ def convert(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where |= {"local_files_only": True, "trust_remote_code": False}
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
     # Without dequantize=True the model refuses to be saved.
     model = AutoModelForCausalLM.from_pretrained(
