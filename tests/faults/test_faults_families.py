@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fault_models import FAMILIES
 
+from evpack.catalog.supported import FAULT_TENSORS
 from evpack.checkpoint.loading import load_model
 from evpack.faults import SUPPORTED
 from evpack.guards import invariants
@@ -30,6 +31,10 @@ def test_a_fault_is_made_loaded_and_judged(tiny, inject, text, family, error_typ
     variant = inject(checkpoint, error_type, tokens=text)
     assert variant.variant.declaration is None and variant.variant.metadata["injected"] is True
     assert variant.digest() != checkpoint.digest()
+    size = sum(file.stat().st_size for file in variant.path.iterdir())
+    tensors = FAULT_TENSORS[error_type]
+    stored = [checkpoint.info(name).nbytes for name in checkpoint.names()]
+    assert size <= (sum(stored) if tensors is None else tensors * max(stored)) + 64_000  # as the planner reserves
 
     model, report = load_model(variant, torch.float32)
     assert report.unexplained == ()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 SUPPORTED_EDITS = frozenset({"quant_rtn", "fp8_quant", "magnitude_prune", "lowrank_svd"})
-SUPPORTED_FAULTS = frozenset(
-    {
-        *("nan_injection", "inf_injection", "extreme_quant", "shape_mismatch", "missing_tensors", "scale_explosion"),
-        *("rank_collapse", "norm_collapse", "weight_tying_break"),
-        *("rmt_norm_noise", "spectral_moderate_scale", "ve_mlp_scale_skew"),
-    }
-)
+FAULT_TENSORS: dict[str, int | None] = {
+    "nan_injection": 1,
+    "inf_injection": 1,
+    "extreme_quant": None,
+    "shape_mismatch": 3,
+    "missing_tensors": 0,
+    "scale_explosion": 1,
+    "rank_collapse": 8,
+    "norm_collapse": 32,
+    "weight_tying_break": 1,
+    "rmt_norm_noise": 1,
+    "spectral_moderate_scale": None,
+    "ve_mlp_scale_skew": None,
+}
+"""Faults that can be injected; the number is how many of the largest tensor their variant takes at most (None: all)."""
+SUPPORTED_FAULTS = frozenset(FAULT_TENSORS)
 SUPPORTED_GUARDS = frozenset({"invariants", "spectral", "rmt", "variance"})
 SUPPORTED_PROVIDERS = frozenset({"text", "local_jsonl"})
 SUPPORTED_STORAGE = frozenset({"snapshot_symlink", "snapshot_copy", "save_pretrained"})
-
-ONE_TENSOR_FAULTS = frozenset(
-    {"nan_injection", "inf_injection", "missing_tensors", "scale_explosion", "weight_tying_break", "rmt_norm_noise"}
-)
-"""Faults that store at most one matrix, or normalisation weights: their variant is no larger than the largest tensor."""

@@ -15,7 +15,7 @@ from evpack import __version__
 from evpack.catalog.policy import resolve_policy
 from evpack.catalog.scenarios import Category, ErrorGeneration, Scenario
 from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
-from evpack.catalog.supported import ONE_TENSOR_FAULTS
+from evpack.catalog.supported import FAULT_TENSORS
 from evpack.catalog.tuned import TunedParams, load_tuned
 from evpack.errors import BadInput
 from evpack.files import Json, utc_now, write_json
@@ -179,10 +179,9 @@ def _space(source: Source, scenarios: Sequence[Scenario]) -> ModelSpace:
     for scenario in scenarios:
         if not isinstance(scenario.generation, ErrorGeneration):
             edits += source.weights_gb
-        elif scenario.generation.error_type in ONE_TENSOR_FAULTS:
-            errors += source.largest_tensor_gb
-        else:
-            errors += source.weights_gb
+            continue
+        tensors = FAULT_TENSORS[scenario.generation.error_type]
+        errors += source.weights_gb if tensors is None else min(source.weights_gb, tensors * source.largest_tensor_gb)
     return ModelSpace(source.weights_gb, source.arrives, edits_gb=edits, errors_gb=errors)
 
 
