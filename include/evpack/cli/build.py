@@ -35,8 +35,8 @@ def register(app: typer.Typer) -> None:
         """Build the evidence pack of a finished run directory, whatever its verdict."""
         from evpack.errors import BadInput
         from evpack.home import Home
-        from evpack.pack.layout import LAYOUTS
         from evpack.pack.build import build as build_pack
+        from evpack.pack.layout import LAYOUTS
         from evpack.plan.model import load_plan
         from evpack.rundir import RunDir
         from evpack.settings import Settings

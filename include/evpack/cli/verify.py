@@ -26,9 +26,7 @@ Pack = Annotated[Path, typer.Argument(help="Directory of the pack.")]
 TrustedKey = Annotated[
     list[Path] | None, typer.Option(help="File with a trusted public key (PEM) or fingerprint; repeatable.")
 ]
-Fingerprint = Annotated[
-    list[str] | None, typer.Option(help="Trusted fingerprint, sha256:<64 hex digits>; repeatable.")
-]
+Fingerprint = Annotated[list[str] | None, typer.Option(help="Trusted fingerprint, sha256:<64 hex digits>; repeatable.")]
 Store = Annotated[
     Path | None,
     typer.Option(help="JSON list of trusted fingerprints; else evpack/trusted_keys.json in XDG_CONFIG_HOME."),
