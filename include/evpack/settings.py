@@ -161,7 +161,10 @@ class Settings(BaseModel):
     ] = False
     allow_remote_code: Annotated[
         bool,
-        Var(MODELS, "INVARLOCK_ALLOW_REMOTE_CODE", "Refused when true: no code of others is run.", PLAN),
+        Var(
+            *(MODELS, "INVARLOCK_ALLOW_REMOTE_CODE", "Run the code of a tokenizer that brings some; models never do."),
+            "plan, setup_baseline",
+        ),
     ] = False
     skip_flash_attn: Annotated[bool, Var(MODELS, "SKIP_FLASH_ATTN", "Do not use flash attention.")] = False
     hf_home: Annotated[

@@ -225,6 +225,28 @@ def test_a_second_copy_of_the_weights_is_left_behind(desk: Desk, source: Path, t
     assert {path.name for path in place.baseline.iterdir()} == {path.name for path in source.iterdir()}
 
 
+# --- code ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_of_a_tokenizer_runs_only_when_the_operator_allows_it(
+    desk: Desk, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    copy, proof = tmp_path / "copy", tmp_path / "proof"
+    shutil.copytree(source, copy)
+    (copy / "own.py").write_text(
+        f"open({str(proof)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    run = desk.plan(str(copy), allow_remote_code=allowed)
+    run_step(run.root, "copy.setup_baseline")
+    assert proof.exists() == (run.model("copy").baseline / "own.py").exists() == allowed
+    assert run.marker("copy.setup_baseline").exists() or not allowed
+
+
 # --- pickles ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def pickled(source: Path, tmp_path: Path) -> Path:

@@ -11,7 +11,7 @@ from evpack.assets.gguf import convert_gguf
 from evpack.assets.worker import run_worker
 from evpack.errors import CheckpointError
 from evpack.files import AlreadyPublished, canonical_json, publishing, read_json, tree_digests
-from evpack.plan.sources import PLAIN_SUFFIXES
+from evpack.plan.sources import CODE_SUFFIX, PLAIN_SUFFIXES
 
 RECORD = ".converted.json"
 """In a converted directory: what it was made of and the digest of every file that was made."""
@@ -52,7 +52,8 @@ def converted(source: Path, target: Path, revision: str, weights: tuple[str, ...
 def _convert_pickles(source: Path, target: Path, weights: tuple[str, ...]) -> None:
     """Safetensors of the pickles, and copies of configuration and tokenizer."""
     for item in source.iterdir():
-        if item.is_file() and item.suffix in PLAIN_SUFFIXES and not item.name.endswith(".bin.index.json"):
+        taken = item.suffix in (*PLAIN_SUFFIXES, CODE_SUFFIX) and not item.name.endswith(".bin.index.json")
+        if item.is_file() and taken:
             shutil.copyfile(item, target / item.name)
     run_worker(
         "evpack.checkpoint.pickle_worker",

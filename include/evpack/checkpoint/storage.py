@@ -12,7 +12,6 @@ from evpack.checkpoint.profile import main_dtype
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import CheckpointError, EvidenceError
 from evpack.files import parse_json, publishing, write_json
-from evpack.plan.sources import PLAIN_SUFFIXES
 
 _GENERATION_FILE = "generation_config.json"
 _SAVED_ANEW = ("config.json", "model.safetensors.index.json", _GENERATION_FILE)
@@ -20,15 +19,18 @@ _SAMPLING = ("temperature", "top_p")
 _WORLD_READABLE = 0o644
 
 
-def bring_in(source: Path, weights: Iterable[str], target: Path, mode: str, label: str) -> None:
+def bring_in(
+    source: Path, weights: Iterable[str], target: Path, mode: str, *, suffixes: tuple[str, ...], label: str
+) -> None:
     """Publish a checkpoint as a baseline.
 
     Args:
         source: a directory with config, tokenizer and safetensors.
-        weights: names of its weight files; other weights are left behind, as is code.
+        weights: names of its weight files; other weights are left behind.
         target: the directory to publish.
         mode: ``snapshot_symlink`` links into the source, ``snapshot_copy`` copies, ``save_pretrained`` loads the model
             in the type of its largest tensor and saves it, which takes the memory of the model.
+        suffixes: of the other files to take (`plan.sources.plain_suffixes`).
         label: part of the temporary name.
 
     Raises:
@@ -39,7 +41,7 @@ def bring_in(source: Path, weights: Iterable[str], target: Path, mode: str, labe
     plain = [
         item
         for item in sorted(source.iterdir())
-        if item.is_file() and item.suffix in PLAIN_SUFFIXES and not item.name.startswith(".")
+        if item.is_file() and item.suffix in suffixes and not item.name.startswith(".")
     ]
     with publishing(target, label) as part:
         if mode == "save_pretrained":

@@ -14,8 +14,11 @@ SEPARATOR = "\n\n"
 """Follows every document, so that two of them never run into one word."""
 
 
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The tokenizer in a local checkpoint directory; no code from the checkpoint is ever run.
+def load_tokenizer(checkpoint: Path, *, code: bool = False) -> Any:
+    """The tokenizer in a local checkpoint directory.
+
+    Args:
+        code: whether code that the checkpoint brings may run (INVARLOCK_ALLOW_REMOTE_CODE).
 
     Raises:
         CheckpointError: naming the directory.
@@ -23,7 +26,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"no usable tokenizer in {checkpoint}: {str(error).splitlines()[0]}",

@@ -39,7 +39,6 @@ def check_settings(settings: Settings) -> None:
         ("PACK_REPEATS", {str(settings.repeats)}, {"0"}),
         ("PACK_USE_BATCH_EDITS", {str(settings.use_batch_edits)}, {"None", "False"}),
         ("INVARLOCK_HF_TRUST_REMOTE_CODE", {str(settings.hf_trust_remote_code)}, {"False"}),
-        ("INVARLOCK_ALLOW_REMOTE_CODE", {str(settings.allow_remote_code)}, {"False"}),
     )
     for name, values, known in wanted:
         if not values <= known:

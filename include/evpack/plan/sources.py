@@ -27,7 +27,9 @@ MAX_HEADER_BYTES = 100 << 20
 """Longest safetensors header that is parsed (the format's own limit)."""
 
 PLAIN_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
-"""What a baseline takes besides its weights: configuration and tokenizer. Never code."""
+"""What a baseline takes besides its weights: configuration and tokenizer."""
+CODE_SUFFIX = ".py"
+"""Taken as well, for the tokenizer alone, with INVARLOCK_ALLOW_REMOTE_CODE."""
 
 _WEIGHTS: tuple[tuple[Literal["safetensors", "pickle"], str, str, str], ...] = (
     ("safetensors", "model.safetensors", ".safetensors", ""),
@@ -105,7 +107,7 @@ def fetch_snapshot(model_id: str, revision: str, settings: Settings, home: Home)
     """
     directory, sizes = _listing(model_id, revision, settings, home)
     weights = weight_files(directory, model_id, settings, sizes)
-    patterns = [*_small_patterns(), *weights.names]
+    patterns = [*_small_patterns(settings), *weights.names]
     return hub.snapshot(model_id, revision, hub_cache(settings, home), patterns, network=settings.net)
 
 
@@ -191,14 +193,21 @@ def _open_hub(model_id: str, pin: Pin, settings: Settings, home: Home) -> Source
 
 def _listing(model_id: str, revision: str, settings: Settings, home: Home) -> tuple[Path, Mapping[str, int]]:
     """A snapshot with configuration and tokenizer, and the sizes of all files of the repository that matter."""
-    directory = hub.snapshot(model_id, revision, hub_cache(settings, home), _small_patterns(), network=settings.net)
+    directory = hub.snapshot(
+        model_id, revision, hub_cache(settings, home), _small_patterns(settings), network=settings.net
+    )
     if settings.net:
         return directory, hub.look_up(model_id, revision).files
     return directory, {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
 
 
-def _small_patterns() -> list[str]:
-    return [f"*{suffix}" for suffix in PLAIN_SUFFIXES]
+def plain_suffixes(settings: Settings) -> tuple[str, ...]:
+    """Suffixes of the files that a baseline takes besides its weights."""
+    return (*PLAIN_SUFFIXES, CODE_SUFFIX) if settings.allow_remote_code else PLAIN_SUFFIXES
+
+
+def _small_patterns(settings: Settings) -> list[str]:
+    return [f"*{suffix}" for suffix in plain_suffixes(settings)]
 
 
 def _indexed(index: Path, suffix: str, known: Collection[str]) -> list[str]:

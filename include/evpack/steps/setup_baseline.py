@@ -15,7 +15,7 @@ from evpack.errors import CheckpointError, MissingFile
 from evpack.files import publishing
 from evpack.guards.invariants import require_finite
 from evpack.plan.model import ModelPlan
-from evpack.plan.sources import GB, content_digest, converted_dir, fetch_snapshot, weight_files
+from evpack.plan.sources import GB, content_digest, converted_dir, fetch_snapshot, plain_suffixes, weight_files
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 from evpack.steps.subject import model_of, set_aside
@@ -38,7 +38,8 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
             set_aside(ctx, path)
     source = _source(ctx, model)
     weights = weight_files(source, model.id, ctx.settings).names
-    bring_in(source, weights, place.baseline, ctx.settings.baseline_storage_mode, str(ctx.attempt))
+    mode, suffixes = ctx.settings.baseline_storage_mode, plain_suffixes(ctx.settings)
+    bring_in(source, weights, place.baseline, mode, suffixes=suffixes, label=str(ctx.attempt))
     checkpoint = Checkpoint(place.baseline)
     _cut_windows(ctx, place)
     require_finite(checkpoint)
@@ -81,7 +82,7 @@ def _check_size(ctx: StepContext, model: ModelPlan, snapshot: Path) -> None:
 
 def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
     """Tokenise the text once; later steps read windows, never a text."""
-    tokenizer = load_tokenizer(place.baseline)
+    tokenizer = load_tokenizer(place.baseline, code=ctx.settings.allow_remote_code)
     source = source_from(ctx.settings)
     windows = make_windows(
         token_ids(tokenizer, source.texts()),
