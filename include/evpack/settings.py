@@ -51,7 +51,7 @@ RUNS, STORAGE, WORKERS, PACKING = "Experiment", "Storage and memory", "Workers a
 
 _POOLS = "pools and pool_slots decide when a step starts"
 _RETRY = "task retries with exponential backoff"
-_MODEL = "Model of this slot: hub id or directory. Empty disables the slot of the suite."
+_MODEL = "Model of this slot: hub id, directory or .gguf file. Empty disables the slot of the suite."
 
 
 class Settings(BaseModel):
@@ -142,7 +142,8 @@ class Settings(BaseModel):
 
     # --- models
     models: Annotated[
-        Items | None, Var(MODELS, "PACK_MODELS", "Models in place of the suite's: hub ids or directories.", PLAN)
+        Items | None,
+        Var(MODELS, "PACK_MODELS", "Models in place of the suite's: hub ids, directories, .gguf files.", PLAN),
     ] = None
     model_1: Annotated[str | None, Var(MODELS, "MODEL_1", _MODEL, PLAN, empty_counts=True)] = None
     model_2: Annotated[str | None, Var(MODELS, "MODEL_2", _MODEL, PLAN, empty_counts=True)] = None

@@ -64,7 +64,7 @@ def load_model(
     """
     model_class, config = _architecture(checkpoint)
     options = {"attn_implementation": attention} if attention else {}
-    with _quiet():
+    with quiet():
         try:
             model, info = model_class.from_pretrained(
                 None,
@@ -155,8 +155,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report on the console while loading; our report replaces both."""
+def quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers on the console; our report and log replace both."""
     from transformers.utils import logging as transformers_logging
 
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evpack.checkpoint.container import DTYPES
-from evpack.checkpoint.loading import load_model
+from evpack.checkpoint.loading import load_model, quiet
 from evpack.checkpoint.profile import main_dtype
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import CheckpointError, EvidenceError
@@ -66,7 +66,8 @@ def _save_anew(source: Path, target: Path) -> None:
             f"{source} cannot be saved anew, it does not load cleanly: {loading.unexplained[0]}",
             "use baseline storage snapshot_symlink or snapshot_copy, or mend the checkpoint",
         )
-    model.save_pretrained(target)
+    with quiet():
+        model.save_pretrained(target)
     if (source / _GENERATION_FILE).is_file():
         write_json(target / _GENERATION_FILE, _greedy(source / _GENERATION_FILE))
     for path in target.iterdir():
