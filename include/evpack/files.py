@@ -251,14 +251,14 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into `DiskFull` naming the path."""
+def disk_errors(what: Path | str) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT into `DiskFull` naming what was being written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"no space left while writing {path}", "free some space on that file system and resume the campaign"
+                f"no space left while writing {what}", "free some space on that file system and resume the campaign"
             ) from error
         raise
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import parse_json
+from evpack.files import disk_errors, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -163,23 +163,38 @@ class ContainerWriter:
         self._position = 0
         full = {name: _entry(info, 10**_LENGTH_DIGITS - 1, 10**_LENGTH_DIGITS - 1) for name, info in candidates}
         self._room = -(-len(_header_bytes(full)) // 8) * 8
-        self._handle = path.open("xb")
+        self._path = path
+        self._handle = path.open("xb", buffering=0)  # every fault shows at the tensor that met it
         self._handle.seek(_LENGTH.size + self._room)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Append one of the candidates; each at most once."""
+        """Append one of the candidates; each at most once.
+
+        Raises:
+            DiskFull: naming the tensor.
+        """
         info = info_of(tensor)
-        self._handle.write(tensor_bytes(tensor))
+        self._write(tensor_bytes(tensor), f"tensor {name!r}")
         self._entries[name] = _entry(info, self._position, self._position + info.nbytes)
         self._position += info.nbytes
 
     def close(self) -> None:
-        """Write the header and close the file."""
+        """Write the header and close the file.
+
+        Raises:
+            DiskFull: when the device has no room.
+        """
         header = _header_bytes(self._entries)
         self._handle.truncate(_LENGTH.size + self._room + self._position)
         self._handle.seek(0)
-        self._handle.write(_LENGTH.pack(self._room) + header.ljust(self._room, b" "))
+        self._write(memoryview(_LENGTH.pack(self._room) + header.ljust(self._room, b" ")), "the header")
         self._handle.close()
+
+    def _write(self, data: memoryview, what: str) -> None:
+        with disk_errors(f"{what} to {self._path}"):
+            done = 0
+            while done < len(data):
+                done += self._handle.write(data[done:])
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,7 @@
-"""Writing a variant as a stream: one tensor at a time, only those whose bytes changed."""
+"""Writing a variant as a stream: one tensor at a time, only those whose bytes changed.
+
+Hashing and writing a tensor happen behind the caller's back while it works on the next one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from evpack.checkpoint.background import Behind
 from evpack.checkpoint.container import ContainerWriter, TensorInfo, info_of, same_bytes, tensor_sha256
 from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE, ChangedTensor, DeltaCheckpoint, VariantManifest
 from evpack.checkpoint.reader import CheckpointLike
@@ -28,6 +32,7 @@ class VariantWriter:
         baseline: the checkpoint the variant is made from.
         candidates: names that may be put; the header is sized for them.
         added: the same of tensors that the baseline does not have.
+        behind: shared by the writers of one pass, so that they keep one tensor waiting together and not one each.
     """
 
     def __init__(
@@ -36,8 +41,10 @@ class VariantWriter:
         baseline: CheckpointLike,
         candidates: Iterable[str],
         added: Mapping[str, TensorInfo] | None = None,
+        behind: Behind | None = None,
     ) -> None:
         self._directory = directory
+        self._behind = behind or Behind()
         self._baseline = baseline
         known = {name: baseline.info(name) for name in candidates}
         self._container = ContainerWriter(directory / DELTA_FILE, (known | dict(added or {})).items())
@@ -48,25 +55,29 @@ class VariantWriter:
 
         Args:
             before: what the baseline's `read` gave; None for an added tensor.
-            after: its replacement, same type.
+            after: its replacement, same type; from now on the writer's.
 
         Returns:
             Whether the bytes changed.
+
+        Raises:
+            DiskFull: naming the tensor that found no room: this one or the one before it.
         """
         if before is not None:
             if before.dtype != after.dtype:
                 raise BrokenContract(f"tensor {name!r} would change from {before.dtype} to {after.dtype}")
             if same_bytes(before, after):
                 return False
+        before_sha256 = None if before is None else self._baseline.tensor_digest(name)
+        self._behind.run(lambda: self._store(name, before_sha256, after), info_of(after).nbytes)
+        return True
+
+    def _store(self, name: str, before_sha256: str | None, after: torch.Tensor) -> None:
         info = info_of(after)
         self._container.add(name, after)
         self._changed[name] = ChangedTensor(
-            before_sha256=None if before is None else self._baseline.tensor_digest(name),
-            after_sha256=tensor_sha256(after),
-            dtype=info.dtype,
-            shape=info.shape,
+            before_sha256=before_sha256, after_sha256=tensor_sha256(after), dtype=info.dtype, shape=info.shape
         )
-        return True
 
     def finish(
         self,
@@ -78,11 +89,15 @@ class VariantWriter:
         removed: Sequence[str] = (),
         config_overrides: Mapping[str, Any] | None = None,
     ) -> DeltaCheckpoint:
-        """Complete the variant, reopen it and read every changed tensor back.
+        """Complete the variant and reopen it. A fault is read back whole: that it is there is what the campaign tests.
+
+        The tensors of an edit are held against their digests whenever they are read later.
 
         Raises:
-            CheckpointError: when nothing differs from the baseline, or a change did not survive.
+            CheckpointError: when nothing differs from the baseline, or a fault did not survive.
+            DiskFull: when the device has no room.
         """
+        self._behind.wait()
         self._container.close()
         if not (self._changed or removed or config_overrides):
             raise CheckpointError(
@@ -101,12 +116,15 @@ class VariantWriter:
         )
         write_json(self._directory / VARIANT_FILE, manifest.to_json(), replace=False)
         variant = DeltaCheckpoint(self._baseline, self._directory)
-        for name in self._changed:
-            variant.read(name)
+        if kind == "error":
+            for name in self._changed:
+                variant.read(name)
         return variant
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self._behind.settle()
         self._container.__exit__(kind, error, tb)

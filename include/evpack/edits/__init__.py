@@ -1,6 +1,6 @@
 """Edits: functions of single tensors, streamed over a checkpoint into a variant. One file per edit."""
 
-from evpack.edits.driver import SUPPORTED, PreparedEdit, apply_edit, kernel_for, read_finite
+from evpack.edits.driver import SUPPORTED, PreparedEdit, apply_edit, apply_edits, kernel_for
 from evpack.edits.kernel import Kernel
 
-__all__ = ["SUPPORTED", "Kernel", "PreparedEdit", "apply_edit", "kernel_for", "read_finite"]
+__all__ = ["SUPPORTED", "Kernel", "PreparedEdit", "apply_edit", "apply_edits", "kernel_for"]

@@ -1,21 +1,24 @@
-"""Streaming one edit over a checkpoint: read a tensor, edit it, write it, forget it."""
+"""Streaming edits over a checkpoint: read a tensor, edit it in every way that is wanted, write, forget."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evpack.catalog.edit_spec import EditType, ResolvedEdit, parse_scope
+from evpack.checkpoint.background import Behind, read_ahead
 from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.reader import CheckpointLike
-from evpack.checkpoint.scope import select
+from evpack.checkpoint.scope import placements, select
 from evpack.checkpoint.writer import VariantWriter
 from evpack.edits.fp8_quant import Fp8Quant
 from evpack.edits.kernel import Kernel
 from evpack.edits.lowrank_svd import LowrankSvd
 from evpack.edits.magnitude_prune import MagnitudePrune
 from evpack.edits.quant_rtn import QuantRtn
-from evpack.errors import BadInput, CheckpointError
+from evpack.errors import BadInput, CheckpointError, EvpackError
 
 if TYPE_CHECKING:
     import torch
@@ -71,28 +74,33 @@ class PreparedEdit:
             raise BadInput(f"edit {edit.spec!r} is {edit.status}: {edit.reason}", "skip the scenario")
         self.edit = edit
         self._kernel = kernel_for(edit.edit_type)(edit)
-        self._places = {place.name: place for place in select(checkpoint, parse_scope(edit.scope))}
-        for name in self._places:
+        self.places = {place.name: place for place in select(checkpoint, parse_scope(edit.scope))}
+        """Tensors of the edit, by layer, then by name: the order in which they are written."""
+        for name in self.places:
             info = checkpoint.info(name)
             _check_dtype(name, info.dtype)
             self._kernel.check(name, *info.shape[-2:])
 
     @property
     def names(self) -> list[str]:
-        """The tensors of the edit, by layer, then by name: the order in which they are written."""
-        return list(self._places)
+        """The names of `places`."""
+        return list(self.places)
+
+    def declaration(self) -> dict[str, Any]:
+        """What the variant will declare, from the edit's parameters and the selected names only."""
+        return {"tensors": self.names, "edit_type": self.edit.edit_type, **self._kernel.declaration()}
 
     def apply(self, name: str, before: torch.Tensor) -> torch.Tensor:
         """The edited tensor: a matrix as one, a fused tensor expert by expert. Each name once.
 
         Args:
-            before: what `read_finite` gave; not changed.
+            before: as the checkpoint's `read` gave it, finite; not changed.
 
         Raises:
             CheckpointError: when the edit makes entries non-finite.
         """
-        after = self._edited(before, self._places[name].inputs_first)
-        if not bool(after.isfinite().all()):
+        after = self._edited(before, self.places[name].inputs_first)
+        if not is_finite(after):
             raise CheckpointError(
                 f"edit {self.edit.spec!r} makes {int((~after.isfinite()).sum())} entries of tensor {name!r} non-finite",
                 "choose milder parameters or a checkpoint in a type with a wider range",
@@ -118,49 +126,102 @@ class PreparedEdit:
         return writer.finish(
             scenario=scenario,
             kind="edit",
-            declaration={"tensors": self.names, "edit_type": self.edit.edit_type, **self._kernel.declaration()},
-            metadata={**_COMMON, "spec": self.edit.spec, **self._kernel.metadata(len(self._places))},
+            declaration=self.declaration(),
+            metadata={**_COMMON, "spec": self.edit.spec, **self._kernel.metadata(len(self.places))},
         )
 
 
 def apply_edit(checkpoint: CheckpointLike, edit: ResolvedEdit, directory: Path, *, scenario: str) -> DeltaCheckpoint:
-    """Make the variant of an edit.
+    """Make the variant of one edit; see `apply_edits`.
 
     Args:
-        checkpoint: the baseline.
-        edit: with status ``selected``.
         directory: existing and empty; gets delta.safetensors and variant.json.
         scenario: recorded in the variant.
 
     Returns:
-        The variant, reopened, with every changed tensor read back.
+        The variant, reopened.
+    """
+    made = apply_edits(checkpoint, {scenario: (edit, directory)})[scenario]
+    if isinstance(made, EvpackError):
+        raise made
+    return made
+
+
+def apply_edits(
+    checkpoint: CheckpointLike, edits: Mapping[str, tuple[ResolvedEdit, Path]]
+) -> dict[str, DeltaCheckpoint | EvpackError]:
+    """Make the variants of several edits in one pass that reads each tensor once.
+
+    Args:
+        checkpoint: the baseline.
+        edits: by scenario: the edit, with status ``selected``, and an existing empty directory for its variant.
+
+    Returns:
+        By scenario: the variant, or why it cannot be made: `BadInput` as `PreparedEdit` raises it, or a
+        `CheckpointError` when a tensor is non-finite, the edit makes it so, or nothing at all changes. The others
+        go on; what was written for that one cannot be opened.
 
     Raises:
-        BadInput: see `PreparedEdit`.
-        CheckpointError: see `PreparedEdit`; also when a tensor is non-finite, the edit produces non-finite values or
-            changes nothing at all.
+        CheckpointError: when a tensor cannot be read.
+        DiskFull: naming a tensor.
     """
-    prepared = PreparedEdit(checkpoint, edit)
-    with VariantWriter(directory, checkpoint, prepared.names) as writer:
-        for name in prepared.names:
-            before = read_finite(checkpoint, name)
-            writer.put(name, before, prepared.apply(name, before))
-        return prepared.finish(writer, scenario)
+    made: dict[str, DeltaCheckpoint | EvpackError] = {}
+    at_work: dict[str, tuple[PreparedEdit, VariantWriter]] = {}
+    behind = Behind()
+    with ExitStack() as stack:
+        for scenario, (edit, directory) in edits.items():
+            with _noted(made, scenario):
+                prepared = PreparedEdit(checkpoint, edit)
+                writer = VariantWriter(directory, checkpoint, prepared.names, behind=behind)
+                at_work[scenario] = prepared, stack.enter_context(writer)
+        for name, before in read_ahead(checkpoint, _union(checkpoint, at_work)):
+            fault = _non_finite(name, before)
+            for scenario, (prepared, writer) in at_work.items():
+                if scenario in made or name not in prepared.places:
+                    continue
+                with _noted(made, scenario):
+                    if fault is not None:
+                        raise fault
+                    writer.put(name, before, prepared.apply(name, before))
+            del before  # before the next one is read
+        for scenario, (prepared, writer) in at_work.items():
+            if scenario not in made:
+                with _noted(made, scenario):
+                    made[scenario] = prepared.finish(writer, scenario)
+    return made
 
 
-def read_finite(checkpoint: CheckpointLike, name: str) -> torch.Tensor:
-    """Read a tensor that arithmetic can be trusted on.
+@contextmanager
+def _noted(made: dict[str, DeltaCheckpoint | EvpackError], scenario: str) -> Iterator[None]:
+    """Note the fault of one edit, so that it ends that edit only."""
+    try:
+        yield
+    except (BadInput, CheckpointError) as error:
+        made[scenario] = error
 
-    Raises:
-        CheckpointError: when it holds NaN or infinities.
-    """
-    tensor = checkpoint.read(name)
-    finite = tensor.isfinite()
-    if not bool(finite.all()):
-        raise CheckpointError(
-            f"baseline tensor {name!r} holds {int((~finite).sum())} non-finite values", "use an undamaged baseline"
-        )
-    return tensor
+
+def _union(checkpoint: CheckpointLike, edits: Mapping[str, tuple[PreparedEdit, VariantWriter]]) -> list[str]:
+    """Tensors of any of the edits, in the order in which each edit by itself takes them."""
+    wanted = set().union(*(prepared.places for prepared, _ in edits.values()))
+    return [place.name for place in placements(checkpoint) if place.name in wanted]
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass, no temporary of the tensor's size."""
+    if tensor.numel() == 0:
+        return True
+    lowest, highest = tensor.aminmax()  # NaN if one entry is
+    return bool(lowest.isfinite() & highest.isfinite())
+
+
+def _non_finite(name: str, tensor: torch.Tensor) -> CheckpointError | None:
+    """The fault of a baseline tensor that arithmetic cannot be trusted on."""
+    if is_finite(tensor):
+        return None
+    return CheckpointError(
+        f"baseline tensor {name!r} holds {int((~tensor.isfinite()).sum())} non-finite values",
+        "use an undamaged baseline",
+    )
 
 
 def _check_dtype(name: str, dtype: str) -> None:
