@@ -1,5 +1,6 @@
 import json
 import math
+import weakref
 
 import pytest
 import torch  # noqa: TID253
@@ -134,3 +135,25 @@ def test_what_is_written_is_what_was_seen(checkpoint_of, inject, monkeypatch):
     name = FAMILIES["mistral"][1].format(0)
     with pytest.raises(CheckpointError, match="digest"):
         inject(checkpoint_of({name: torch.ones(4, 4)}), "scale_explosion")
+
+
+def test_a_fault_of_all_tensors_holds_few_at_a_time(checkpoint_of, inject, monkeypatch):
+    checkpoint = checkpoint_of({FAMILIES["mistral"][0].format(layer): torch.randn(4, 4) for layer in range(30)})
+    alive, most = 0, 0
+    read = checkpoint.read
+
+    def gone():
+        nonlocal alive
+        alive -= 1
+
+    def counted(name):
+        nonlocal alive, most
+        tensor = read(name)
+        weakref.finalize(tensor, gone)
+        alive += 1
+        most = max(most, alive)
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "read", counted)
+    assert inject(checkpoint, "extreme_quant").variant.metadata["target_count"] == 30
+    assert 1 <= most <= 3
