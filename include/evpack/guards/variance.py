@@ -76,12 +76,12 @@ def propose(subject: ActivationRecords, baseline: ActivationRecords, policy: Pol
     """
     require_same_windows(subject, baseline)
     scope = policy.text("variance.scope")
-    targets = [n for n, m in subject.modules.items() if m.target and scope in (m.target, "both")]
-    pairs = {n: (subject.modules[n], baseline.modules[n]) for n in targets if n in baseline.modules}
+    targets = sorted(n for n, m in baseline.modules.items() if m.target and scope in (m.target, "both"))
+    pairs = {n: (subject.modules[n], baseline.modules[n]) for n in targets if n in subject.modules}
     finite = {n: pair for n, pair in pairs.items() if all(_finite(module) for module in pair)}
     raw = {n: math.sqrt(_variance(before) / _variance(now)) for n, (now, before) in sorted(finite.items())}
     whole = finite and len(finite) == len(targets)
-    return Proposal(tuple(sorted(targets)), raw, _limited(raw, policy), len(subject.windows) if whole else 0)
+    return Proposal(tuple(targets), raw, _limited(raw, policy), len(subject.windows) if whole else 0)
 
 
 def assess(
