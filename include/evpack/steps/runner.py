@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -238,8 +237,6 @@ def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None) ->
     """`evpack step`: run a step in this process, its log on standard output."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # torch imports the wrapper package pynvml when it finds it, and the wrapper asks to be replaced.
-    warnings.filterwarnings("ignore", message="The pynvml package is deprecated", category=FutureWarning)
     try:
         return int(run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True))
     except BadInput as error:
