@@ -1,4 +1,7 @@
-"""A variant of a checkpoint stored as what differs: changed tensors, removed tensors, config overrides."""
+"""A variant of a checkpoint: changed tensors, removed tensors, config overrides, laid over its baseline.
+
+Stored as a delta (only what differs) or in full (an ordinary checkpoint directory); variant.json is the same.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from evpack.checkpoint.container import Slot, TensorInfo, read_header, read_tensor, tensor_sha256
-from evpack.checkpoint.reader import CheckpointLike, content_digest
+from evpack.checkpoint.container import TensorInfo, read_header, read_tensor, tensor_sha256
+from evpack.checkpoint.reader import CONFIG_FILE, Checkpoint, CheckpointLike, content_digest
 from evpack.errors import CheckpointError, EvidenceError
 from evpack.files import Json, parse_json
 
@@ -43,6 +46,7 @@ class VariantManifest(BaseModel):
     kind: Literal["edit", "error"]
     baseline_digest: str
     changed: dict[str, ChangedTensor]
+    """Tensors whose bytes differ from the baseline's, or that it does not have."""
     removed: tuple[str, ...] = ()
     config_overrides: dict[str, Any] = {}
     """Top-level keys of config.json that replace the baseline's."""
@@ -78,7 +82,7 @@ class DeltaCheckpoint:
 
     Args:
         baseline: the checkpoint that the variant was made from.
-        directory: holds variant.json and delta.safetensors.
+        directory: holds variant.json and either delta.safetensors or the whole checkpoint.
 
     Raises:
         CheckpointError: when the variant is damaged or was made from another baseline.
@@ -94,43 +98,59 @@ class DeltaCheckpoint:
                 f"{baseline.digest()[:12]}",
                 _MEND,
             )
-        self._slots = read_header(directory / DELTA_FILE)
+        if strangers := set(self.variant.removed) - set(baseline.names()):
+            raise CheckpointError(f"{directory}: removes {min(strangers)!r}, which the baseline does not have", _MEND)
+        self._full = Checkpoint(directory) if (directory / CONFIG_FILE).is_file() else None
+        self._slots = read_header(directory / DELTA_FILE) if self._full is None else {}
         self._check_agreement()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the variant is stored as a whole checkpoint."""
+        return self._full is not None
 
     def _check_agreement(self) -> None:
         promised = {name: (change.dtype, change.shape) for name, change in self.variant.changed.items()}
-        found = {name: (slot.info.dtype, slot.info.shape) for name, slot in self._slots.items()}
+        if self._full is None:
+            found = {name: (slot.info.dtype, slot.info.shape) for name, slot in self._slots.items()}
+            where = DELTA_FILE
+        else:
+            infos = {name: self._full.info(name) for name in self._full.names()}
+            found = {name: (info.dtype, info.shape) for name, info in infos.items()}
+            kept = {name: self.baseline.info(name) for name in set(self.names()) - promised.keys()}
+            promised |= {name: (info.dtype, info.shape) for name, info in kept.items()}
+            where = "the weights"
+            if self._full.config() != self.config():
+                raise CheckpointError(f"{self.path}: {CONFIG_FILE} is not the baseline's with the overrides", _MEND)
         if promised != found:
             name = min(n for n in promised.keys() | found.keys() if promised.get(n) != found.get(n))
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} is {found.get(name)} in {DELTA_FILE}, "
-                f"{promised.get(name)} in {VARIANT_FILE}",
+                f"{self.path}: tensor {name!r} is {found.get(name)} in {where}, {promised.get(name)} by {VARIANT_FILE}",
                 _MEND,
             )
-        if strangers := set(self.variant.removed) - set(self.baseline.names()):
-            raise CheckpointError(f"{self.path}: removes {min(strangers)!r}, which the baseline does not have", _MEND)
 
     def names(self) -> list[str]:
         """Tensor names of the variant, sorted."""
-        return sorted((set(self.baseline.names()) | self._slots.keys()) - set(self.variant.removed))
+        return sorted((set(self.baseline.names()) | self.variant.changed.keys()) - set(self.variant.removed))
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and size of a tensor."""
-        slot = self._own(name)
-        return slot.info if slot else self.baseline.info(name)
+        if self._full is not None:
+            return self._full.info(name)
+        return self._slots[name].info if self._is_changed(name) else self.baseline.info(name)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU; a changed one is checked against the digest it was written with.
+        """The tensor on the CPU, checked against its digest unless the baseline holds it.
 
         Raises:
             CheckpointError: naming the tensor.
         """
-        slot = self._own(name)
-        if slot is None:
+        changed = self._is_changed(name)
+        if self._full is None and not changed:
             return self.baseline.read(name)
-        tensor = read_tensor(slot)
-        if tensor_sha256(tensor) != self.variant.changed[name].after_sha256:
-            raise CheckpointError(f"{slot.path}: the bytes of tensor {name!r} do not have their digest", _MEND)
+        tensor = read_tensor(self._slots[name]) if self._full is None else self._full.read(name)
+        if tensor_sha256(tensor) != self.tensor_digest(name):
+            raise CheckpointError(f"{self.path}: the bytes of tensor {name!r} do not have their digest", _MEND)
         return tensor
 
     def config(self) -> dict[str, Json]:
@@ -139,14 +159,13 @@ class DeltaCheckpoint:
 
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's bytes, as written or as the baseline has it."""
-        return self.variant.changed[name].after_sha256 if self._own(name) else self.baseline.tensor_digest(name)
+        return self.variant.changed[name].after_sha256 if self._is_changed(name) else self.baseline.tensor_digest(name)
 
     def digest(self) -> str:
-        """See `CheckpointLike.digest`."""
+        """See `CheckpointLike.digest`; the same however the variant is stored."""
         return content_digest(self)
 
-    def _own(self, name: str) -> Slot | None:
-        """The delta's slot of a tensor, None when the baseline has it."""
+    def _is_changed(self, name: str) -> bool:
         if name in self.variant.removed:
             raise CheckpointError(f"{self.path}: tensor {name!r} is removed in this variant")
-        return self._slots.get(name)
+        return name in self.variant.changed

@@ -1,0 +1,41 @@
+"""`evpack variant`: what can be done with the variants of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `variant`."""
+    variant = typer.Typer(help="Variants: edited or damaged models of a campaign.", no_args_is_help=True)
+    app.add_typer(variant, name="variant")
+
+    @variant.callback()
+    def root() -> None:
+        pass
+
+    @variant.command()
+    def export(
+        directory: Path = typer.Argument(help="The variant: models/<scenario> below a model of a run directory."),
+        baseline: Path = typer.Option(..., "--baseline", help="The checkpoint it was made from (models/baseline)."),
+        out: Path = typer.Option(..., "--out", help="Directory to make; must not exist."),
+    ) -> None:
+        """Write a variant out in full: a directory that transformers loads. A damaged variant stays damaged."""
+        from evpack.checkpoint.delta import DeltaCheckpoint
+        from evpack.checkpoint.full import write_full
+        from evpack.checkpoint.reader import Checkpoint
+        from evpack.errors import BadInput
+        from evpack.files import AlreadyPublished, publishing
+
+        source = Checkpoint(baseline)
+        opened = DeltaCheckpoint(source, directory)
+        try:
+            with publishing(out) as part:
+                full = write_full(opened, source, part)
+        except AlreadyPublished as error:
+            raise BadInput(f"{out} exists already", "give a directory that does not exist") from error
+        except OSError as error:
+            raise BadInput(f"{out} cannot be written ({error.strerror})", "give another directory") from error
+        typer.echo(f"{out}: {full.variant.scenario}, {len(full.names())} tensors, digest {full.digest()}")
