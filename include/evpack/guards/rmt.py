@@ -108,6 +108,7 @@ def _block(
             "max_abs_log_ratio": max(map(abs, moved.values()), default=None),
             "max_edge_ratio": max((math.exp(d) for d in moved.values()), default=None),
             "mean_log_ratio": fmean(moved.values()) if moved else None,
+            "mean_abs_log_ratio": fmean(map(abs, moved.values())) if moved else None,
         },
         "top_modules": [
             {"module": n, "family": family(n), "edge_base": before[n], "edge_cur": now[n], "log_ratio": moved[n]}

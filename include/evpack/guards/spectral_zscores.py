@@ -20,13 +20,7 @@ _SHOWN = 3
 def reported_figures(subject: SpectralRecords, baseline: SpectralRecords, policy: Policy) -> dict[str, Any]:
     """families, family_caps, family_z_quantiles, top_z_scores and multiple_testing, as the reference names them."""
     spread = family_spread(baseline)
-    now = {name: m.sigma for name, m in (baseline.matrices | subject.matrices).items() if m.sigma is not None}
-    scores: dict[str, dict[str, float]] = {}
-    for name, sigma in now.items():
-        label = family(name)
-        mean, std = spread.get(label, (0.0, 0.0))
-        if std > 0:
-            scores.setdefault(label, {})[name] = (sigma - mean) / std
+    scores = z_scores(baseline, subject)
     caps = {label: kappa(policy, label) for label in sorted(spread)}
     return {
         "gates": False,
@@ -45,6 +39,17 @@ def family_spread(records: SpectralRecords) -> dict[str, tuple[float, float]]:
         if matrix.sigma is not None:
             found.setdefault(family(name), []).append(matrix.sigma)
     return {label: (statistics.fmean(sigmas), statistics.pstdev(sigmas)) for label, sigmas in found.items()}
+
+
+def z_scores(baseline: SpectralRecords, subject: SpectralRecords | None = None) -> dict[str, dict[str, float]]:
+    """Z of each matrix by family and name, of the subject or else of the baseline, in the baseline's spread."""
+    spread = family_spread(baseline)
+    scores: dict[str, dict[str, float]] = {}
+    for name, matrix in (baseline.matrices | (subject.matrices if subject else {})).items():
+        mean, std = spread.get(family(name), (0.0, 0.0))
+        if std > 0 and matrix.sigma is not None:
+            scores.setdefault(family(name), {})[name] = (matrix.sigma - mean) / std
+    return scores
 
 
 def kappa(policy: Policy, label: str) -> float:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import yaml
 
+from evpack.catalog.policy import Policy
 from evpack.data.windows import BASE_SEED
 from evpack.files import read_json, write_atomic, write_json
+from evpack.guards.spectral_records import SpectralRecords
 from evpack.presets.derive import derive
+from evpack.presets.guard_sections import guard_sections
+from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
+from evpack.steps.guarding import baseline_spectral_file
 from evpack.steps.subject import model_of
 
 
@@ -30,8 +35,16 @@ def derive_preset(ctx: StepContext) -> list[Path]:
         guards_order=ctx.settings.guards_order,
         seed=BASE_SEED,
     )
+    policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
+    preset["guards"] |= guard_sections(ctx.settings.guards_order, policy, _matrices(place))
     target, statistics = ctx.run.preset(model.name), place.calibration / "calibration_stats.json"
     write_json(statistics, stats)
     write_atomic(target, yaml.safe_dump(preset, sort_keys=False).encode("utf-8"))
     log.info("preset of %s from %d runs, drift %.4f", model.label, len(reports), stats["drift"]["mean"])
     return [target, statistics]
+
+
+def _matrices(place: ModelDir) -> SpectralRecords | None:
+    """Figures of the baseline's matrices, None where calibration left none (the spectral guard is off)."""
+    file = baseline_spectral_file(place)
+    return SpectralRecords.parse(file.read_bytes(), file.name) if file.is_file() else None

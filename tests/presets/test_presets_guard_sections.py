@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from evpack.catalog.policy import resolve_policy
+from evpack.guards.spectral_records import Collapse, MatrixRecord, SpectralRecords
+from evpack.presets.guard_sections import family_caps, guard_sections
+
+POLICY = resolve_policy("balanced", "small")
+
+
+def matrices(*sigmas: float) -> SpectralRecords:
+    whole = Collapse(eligible=4, collapsed=0)
+    records = {
+        f"model.layers.{i}.mlp.down_proj.weight": MatrixRecord(
+            dtype="F32", shape=(4, 4), tensor_sha256="0" * 64, sigma=sigma, frobenius=9.0, rows=whole, columns=whole
+        )
+        for i, sigma in enumerate(sigmas)
+    }
+    return SpectralRecords(side="baseline", checkpoint_digest="d", contract={}, matrices=records)
+
+
+def test_a_guard_outside_the_order_has_no_section() -> None:
+    assert guard_sections(("invariants",), POLICY, None) == {}
+    assert set(guard_sections(("rmt", "spectral"), POLICY, matrices(1, 2))) == {"rmt", "spectral"}
+    assert set(guard_sections(("spectral", "variance"), POLICY, None)) == {"variance"}
+
+
+@pytest.mark.parametrize("tier", ["balanced", "conservative", "aggressive"])
+def test_thresholds_are_the_policys(tier: str) -> None:
+    policy = resolve_policy(tier, "small")
+    sections = guard_sections(("spectral", "rmt", "variance"), policy, matrices(1, 2, 3))
+    assert sections["spectral"]["max_caps"] == policy.number("spectral.max_caps")
+    assert sections["rmt"]["epsilon"] == policy.number("rmt.epsilon")
+    assert sections["variance"]["monitor_only"] is True
+
+
+def test_caps_on_z_never_tighten_and_follow_an_outlier() -> None:
+    floor = POLICY.number("spectral.family_caps.ffn.kappa")
+    assert family_caps(matrices(1, 2, 3), POLICY) == {"ffn": round(floor + 0.05, 3)}
+    few = resolve_policy("balanced", "small").model_copy(
+        update={
+            "thresholds": POLICY.thresholds
+            | {"spectral.max_caps": POLICY.thresholds["spectral.max_caps"].model_copy(update={"value": 1})}
+        }
+    )
+    assert family_caps(matrices(*[1.0, 1.1] * 40, 50.0), few)["ffn"] > floor + 0.05
+    assert family_caps(matrices(2, 2, 2), POLICY) == {}
