@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 EXPLOSION = 100.0
 """The reference's factor."""
 MODERATE = 2.0
-"""Moves one matrix's largest singular value far, costs 1.04 to 1.05 in perplexity in the middle of a model."""
+"""Moves one matrix's largest singular value far and, in the middle of a model, the metric a little (docs/faults.md)."""
 SKEW = 1.2
-"""Found by the variance guard's proposals on most models, costs at most 1.054 in perplexity."""
+"""Enough for the variance guard's proposals to see it on most models."""
 
 _ROUNDING = 0.01
 """Relative room for the cast back when the factor is seen again in the norms (half a bf16 step is 0.4 %)."""
