@@ -141,7 +141,7 @@ class Campaign:
         )
         place = self.model.report(scenario.id, scenario.category.value, run)
         data = pretty_json(report)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         (place / "evaluation.report.json").write_bytes(data)
         (place / "records.json").write_bytes(subject.data)
         write_json(place / "runtime.manifest.json", runtime_of(data, self.run.preset(MODEL.name)))

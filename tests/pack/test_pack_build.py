@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pack_campaign import Campaign
+from pack_campaign import SOURCE, Campaign
 
 from evpack.errors import BadInput, DiskFull, EvidenceError
 from evpack.files import pretty_json, read_json, sha256_bytes, tree_digests, write_json
@@ -256,21 +257,20 @@ def test_no_key_material_enters_a_pack(campaign: Campaign, signing_key: Path) ->
     assert secret not in content and b"PRIVATE" not in content
 
 
-def test_the_page_is_self_contained_and_escapes(campaign: Campaign, signing_key: Path) -> None:
+def test_pages_are_self_contained_and_linked(campaign: Campaign, signing_key: Path) -> None:
     built = build(campaign.run, key=signing_key)
     page = (built.path / layout.PAGE).read_text()
-    assert "PASS" in page and "prune_50pct_stress" in page and "1.001" in page
-    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
-
-
-def test_markup_in_a_value_stays_text() -> None:
-    from evpack.render.page import render_verdict
-
-    verdict = {"verdict": "FAIL", "failed_requirements": [{"requirement": "x", "message": "<script>alert(1)</script>"}]}
-    page = render_verdict(
-        "<b>", verdict, [{"meta": {"model_name": "<img>"}, "primary_metric": {"pooled": {"ratio": None}}}]
-    )
-    assert "<script>" not in page and "<img>" not in page and "&lt;script&gt;" in page and "not finite" in page
+    assert "PASS" in page and "prune_50pct_stress" in page and "<svg" in page and str(built.fingerprint) in page
+    pages = list(built.path.rglob("*.html"))
+    assert len(pages) == 1 + 10, "one for the pack, one per report"
+    for path in pages:
+        text = path.read_text()
+        assert "<script" not in text and "src=" not in text
+        assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "").replace(
+            str(SOURCE["uri"]), ""
+        )
+        for link in re.findall('href="([^"]+)"', text):
+            assert (path.parent / link).resolve().is_file(), link
 
 
 def test_html_can_be_left_out_and_its_failure_is_a_warning(
@@ -279,10 +279,10 @@ def test_html_can_be_left_out_and_its_failure_is_a_warning(
     plain = build(campaign.run, key=signing_key, html=False)
     assert not (plain.path / layout.PAGE).exists() and not any("HTML" in text for text in plain.warnings)
 
-    def broken(*_: object) -> str:
+    def broken(**_: object) -> str:
         raise RuntimeError("no template")
 
-    monkeypatch.setattr("evpack.render.page.render_verdict", broken)
+    monkeypatch.setattr("evpack.render.page.render_pack", broken)
     assert "no HTML page: RuntimeError: no template" in build(campaign.run, key=signing_key).warnings
 
 

@@ -7,7 +7,6 @@ https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from evpack.errors import BadInput, EvidenceError, IntegrityError
 from evpack.files import canonical_json, parse_json, pretty_json
 from evpack.pack import keys, layout, signature
+from evpack.pack.cells import cell_states
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 
@@ -35,15 +35,9 @@ def statement(files: Files, where: Layout) -> bytes:
     Raises:
         EvidenceError: when the pack has no readable verdict.
     """
-    name = where.place(layout.VERDICT)
-    verdict = parse_json(files.get(name, b""), name)
-    summary = parse_json(files.get(where.place(layout.SUMMARIES[-1]), b""), layout.SUMMARIES[-1])
-    try:
-        failed = set(_failed(verdict))
-        gating = sorted(_label(c["model"], c["scenario"]) for c in summary["cells"] if _gates(c))
-        passed = verdict["verdict"] == "PASS"
-    except (KeyError, TypeError) as error:
-        raise EvidenceError(f"{name}: not a verdict that can be attested ({error})") from error
+    verdict, summary = (_document(files, where.place(name)) for name in (layout.VERDICT, layout.SCENARIO_SUMMARY))
+    gating = [cell for cell in cell_states(verdict, summary) if cell.gates]
+    tests = {f"{cell.model}/{cell.scenario}": cell.state == "met" for cell in gating}
     inputs = (layout.PLAN, layout.SETTINGS, layout.POLICY, layout.SCENARIOS)
     return canonical_json(
         {
@@ -51,10 +45,10 @@ def statement(files: Files, where: Layout) -> bytes:
             "subject": [_resource(files, layout.MANIFEST)],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
-                "result": "PASSED" if passed else "FAILED",
+                "result": "PASSED" if verdict.get("verdict") == "PASS" else "FAILED",
                 "configuration": [_resource(files, where.place(name)) for name in inputs],
-                "passedTests": [test for test in gating if test not in failed],
-                "failedTests": sorted(failed),
+                "passedTests": sorted(name for name, met in tests.items() if met),
+                "failedTests": sorted(name for name, met in tests.items() if not met),
             },
         }
     )
@@ -151,24 +145,11 @@ def _key(key: Ed25519PublicKey) -> Any:
     return SSlibKey(keys.fingerprint(key), "ed25519", "ed25519", {"public": raw.hex()})
 
 
+def _document(files: Files, name: str) -> Any:
+    if name not in files:
+        raise EvidenceError(f"{name} is missing, so there is nothing to attest")
+    return parse_json(files[name], name)
+
+
 def _resource(files: Files, name: str) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": files.digests[name]}}
-
-
-def _gates(cell: Mapping[str, Any]) -> bool:
-    return bool(cell["strictness"] != "informational")
-
-
-def _failed(verdict: Mapping[str, Any]) -> list[str]:
-    """Cells, or whole requirements, that keep the verdict from being PASS."""
-    found = []
-    for requirement in verdict["failed_requirements"]:
-        scenario = requirement.get("scenario")
-        cells = [_label(failure["model"], scenario) for failure in requirement.get("failures", [])]
-        cells += [_label(requirement["model"], gap["scenario"]) for gap in requirement.get("missing", [])]
-        found += cells or [requirement["requirement"]]
-    return found
-
-
-def _label(model: str, scenario: str) -> str:
-    return f"{model}/{scenario}"

@@ -113,7 +113,7 @@ def build(
         _refuse_inconsistent(run, result)
         for name, data in {**result.derived(), layout.README: readme(result, signer)}.items():
             stage.add(name, data)
-        warnings = [*result.warnings, *(pages.add(result.campaign, stage.add) if html else ())]
+        warnings = [*result.warnings, *(pages.add(result, signer, stage.add) if html else ())]
         files, before = stage.files(), _standing(target)
         if before is not None and _same(before, files, stage.layout, signer):
             digest = before.digests[layout.MANIFEST]

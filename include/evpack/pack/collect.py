@@ -65,6 +65,8 @@ def _of_model(run: RunDir, plan: CampaignPlan, name: str) -> Iterator[tuple[str,
     model = run.model(name)
     yield layout.model_state(name, "model_profile.json"), model.profile
     yield layout.model_state(name, "schedule.json"), model.windows / "schedule.json"
+    for path in _listed(model.calibration, ".json"):
+        yield f"reports/{name}/calibration/{path.name}", path
     for step in plan.steps_of(StepType.CALIBRATE, model=name):
         for number in step.runs:
             for path in _listed(model.calibration / f"run_{number}", ".json"):

@@ -53,6 +53,7 @@ BASELINE_REPORT = "baseline_report.json"
 SUMMARIES = tuple(
     f"results/{name}_summary.json" for name in ("category", "guard_signal", "guard_intervention", "scenario_signal")
 )
+SCENARIO_SUMMARY = "results/scenario_signal_summary.json"
 _VERDICTS = frozenset({VERDICT, VERDICT_TEXT, PAGE, *SUMMARIES})
 
 LayoutName = Literal["v1", "v2"]

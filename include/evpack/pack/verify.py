@@ -83,6 +83,13 @@ class Verification:
     """Whether the evidence was left unexamined because the caller said so."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """manifest.json, empty when it cannot be read. Nothing in it is to be believed beyond the findings."""
+    files: Files = field(default_factory=Files, repr=False)
+    """What was verified."""
+
+    @property
+    def layout(self) -> layout.Layout:
+        """Layout of the pack."""
+        return _layout(self.manifest)
 
     @property
     def strict_ready(self) -> bool:
@@ -218,6 +225,7 @@ def verify_files(
         reports=result.reports if result else 0,
         skipped=demands.skip_evidence,
         manifest=document or {},
+        files=files,
     )
 
 

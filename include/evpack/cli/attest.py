@@ -1,0 +1,48 @@
+"""`evpack attest`: an in-toto attestation of a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def attest(
+        pack: Annotated[Path, typer.Argument(help="Directory of the pack.")],
+        signing_key: Annotated[
+            Path | None,
+            typer.Option(envvar="PACK_SIGNING_KEY", help="Key that sealed the pack; else the deployment's."),
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="File of the envelope; else <pack>.attestation.json beside the pack.")
+        ] = None,
+    ) -> None:
+        """Write an in-toto Statement (test-result) about a pack in a DSSE envelope, signed by the key that sealed it.
+
+        The pack is verified first; one that does not verify is not attested. `evpack verify --attestation FILE` checks
+        the envelope.
+        """
+        from evpack.errors import BadInput
+        from evpack.files import write_atomic
+        from evpack.home import Home
+        from evpack.pack import keys
+        from evpack.pack.attest import sign
+        from evpack.pack.trust import Trust
+        from evpack.pack.verify import Demands, verify_pack
+
+        target = out or pack.absolute().with_name(f"{pack.absolute().name}.attestation.json")
+        if target.resolve().is_relative_to(pack.resolve()):
+            raise BadInput(f"--out {target} lies inside the pack, which must not change", "write it elsewhere")
+        private = keys.load_private(signing_key or keys.deployment_key(Home.locate()))
+        trust = Trust(frozenset({keys.fingerprint(private.public_key())}))
+        result = verify_pack(pack, trust, Demands(strict=True))
+        if not result.ok:
+            typer.echo(f"evpack: {pack} is not attested: {result.findings[0].text}", err=True)
+            raise typer.Exit(int(result.exit_code))
+        write_atomic(target, sign(result.files, result.layout, private))
+        typer.echo(f"attestation  {target}\nresult       {result.verdict}\nsigner       {result.fingerprint}")

@@ -1,0 +1,119 @@
+"""Pages and plots: escaped, honest about what is not finite, well-formed."""
+
+from __future__ import annotations
+
+import copy
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evpack.render.diff import render_diff
+from evpack.render.page import render_pack
+from evpack.render.plots import Line, bars, forest, heat_map
+
+ratios = st.none() | st.floats(1e-300, 1e300)
+VERDICT: dict[str, Any] = {
+    "verdict": "FAIL",
+    "timestamp": "2026-01-01T00:00:00Z",
+    "policy": {"tier": "balanced", "profile": "small"},
+    "failed_requirements": [{"requirement": "x", "message": "<script>alert(1)</script>"}],
+}
+RUN = {
+    "run": 1,
+    "path": "m/reports/s/run_1/evaluation.report.json",
+    "problem": None,
+    "outcome": "reject",
+    "ratio": None,
+    "display_ci": None,
+    "reasons": ["drift_fail"],
+}
+CELL = {
+    "model": "<img>",
+    "scenario": "s",
+    "strictness": "must_pass",
+    "state": "not met",
+    "got": "passed 0/1",
+    "hard_flips": ["drift"],
+    "remediations": [],
+    "runs": [RUN],
+}
+
+
+def pack_page(**changes: Any) -> str:
+    values: dict[str, Any] = {
+        "suite": "<b>",
+        "level": "low",
+        "signer": None,
+        "verdict": VERDICT,
+        "cells": [CELL],
+        "limits": (0.95, 1.1),
+        "guards": ("invariants",),
+        "links": {},
+        "provenance": [("Code", "<i>")],
+    }
+    return render_pack(**values | changes)
+
+
+def test_markup_in_a_value_stays_text() -> None:
+    page = pack_page()
+    assert "<script>" not in page and "<img>" not in page and "<b>" not in page and "<i>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_what_is_not_finite_or_missing_is_said() -> None:
+    assert "not finite" in pack_page()
+    gone = copy.deepcopy(CELL) | {"state": "missing", "got": "no report"}
+    gone["runs"] = [RUN | {"problem": "no report", "outcome": None, "reasons": []}]
+    page = pack_page(cells=[gone])
+    assert "no report" in page and "No report could be read." in page
+
+
+def test_a_pack_without_cells_has_a_page() -> None:
+    assert "No report could be read." in pack_page(cells=[])
+
+
+@given(st.lists(st.tuples(st.text(max_size=70), ratios, ratios, ratios), max_size=4))
+def test_a_forest_plot_is_well_formed_whatever_it_shows(rows: list[tuple[Any, ...]]) -> None:
+    svg = str(forest([Line(*row, kind="accept") for row in rows], (0.95, 1.1)))
+    _parse(svg)
+    assert "nan" not in svg.split("aria-label")[1].split(">")[0] and "inf" not in svg.partition("<line")[0]
+
+
+@given(st.lists(st.tuples(st.text(max_size=70), st.none() | st.floats(-1e6, 1e6)), max_size=4))
+def test_bars_are_well_formed(values: list[tuple[str, float | None]]) -> None:
+    _parse(str(bars(values, 0.05)))
+
+
+def test_a_heat_map_shows_figures_not_only_colours() -> None:
+    svg = str(heat_map(["drift"], ["a", "b"], {("drift", "a"): (1, 3)}))
+    _parse(svg)
+    assert ">1/3<" in svg and ">-<" in svg
+
+
+@pytest.mark.parametrize("regressions", [[], ["m/s: <b>"]])
+def test_a_comparison_page_escapes(regressions: list[str]) -> None:
+    side = {"pack": "<p>", "verdict": "PASS", "manifest_digest": "sha256:0"}
+    cell = {
+        "model": "m",
+        "scenario": "s",
+        "old": {"got": "passed 1/1"},
+        "new": None,
+        "shift": None,
+        "signals_new": [],
+        "signals_gone": [],
+        "regressions": regressions,
+    }
+    result = {"old": side, "new": side, "same_evidence": False, "regressions": regressions, "cells": [cell]}
+    result |= {name: {"k": ["<x>", None]} for name in ("models", "source", "policy", "settings", "environment")}
+    page = render_diff(result)
+    assert "<b>" not in page and "<x>" not in page and "not evaluated" in page
+
+
+def _parse(svg: str) -> None:
+    allowed = "".join(char for char in svg if char in "\t\n\r" or ord(char) >= 32)
+    assert "<script" not in svg
+    if all(ord(char) not in range(0xD800, 0xE000) and ord(char) not in (0xFFFE, 0xFFFF) for char in allowed):
+        ElementTree.fromstring(allowed)  # noqa: S314 - written by ourselves
