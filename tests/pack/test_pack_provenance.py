@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,14 @@ def test_the_environment_has_the_fields_of_the_manifest() -> None:
     assert {"recorded_at", "platform", "python_version", "gpu_name", "gpu_count", "gpu_memory_gb"} < found.keys()
     assert isinstance(found["fp8_native_support"], bool)
     json.dumps(found, allow_nan=False)
+
+
+def test_a_build_carries_its_provenance_and_the_checkout_stays_as_it_is(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    known = tmp_path / "source_repo.json"
+    known.write_text(json.dumps(COMPLETE))
+    environ = {**os.environ, "EVPACK_SOURCE_REPO": str(known)}
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    subprocess.run(command, cwd=root, env=environ, check=True, capture_output=True)
+    assert json.loads((tmp_path / "lib" / "evpack" / "pack" / "source_repo.json").read_text()) == COMPLETE
+    assert not provenance.BAKED.exists()
