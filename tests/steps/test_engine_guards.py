@@ -148,7 +148,7 @@ def test_a_guard_that_crashes_is_an_error_and_the_others_go_on(
 
 
 def test_probes_stand_beside_the_report_of_a_scenario_that_asks_for_them(ready: Campaign) -> None:
-    ready.variant(PROBED, {DOWN: lambda t: t * 3})
+    ready.variant(PROBED, {DOWN: lambda t: t * 50})
     context = ready.context(StepType.EVALUATE, FAULT)
     plan = context.plan.model_copy(update={"scenarios": (CLEAN, PROBED)})
     (directory,) = evaluate(type(context)(context.run, plan, context.settings, context.step, context.home))
