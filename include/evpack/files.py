@@ -8,6 +8,7 @@ never replaces what is already there.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -248,6 +249,17 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
         _fsync_directory(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold an existing directory against other processes that ask for the same; they wait. Ends with the process."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

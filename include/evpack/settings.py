@@ -16,8 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import digest_json, parse_json, portable
+from evpack.settings_provider import PROVIDER_FIELDS, provider_settings
 from evpack.settings_types import (
     Count,
+    DatasetName,
     FilePath,
     Gigabytes,
     Items,
@@ -51,6 +53,7 @@ RUNS, STORAGE, WORKERS, PACKING = "Experiment", "Storage and memory", "Workers a
 
 _POOLS = "pools and pool_slots decide when a step starts"
 _RETRY = "task retries with exponential backoff"
+_PROVIDER = "its kind and arguments replace every other setting of the text."
 _MODEL = "Model of this slot: hub id, directory or .gguf file. Empty disables the slot of the suite."
 
 
@@ -87,7 +90,10 @@ class Settings(BaseModel):
     use_batch_edits: Annotated[
         Annotated[bool | None, BeforeValidator(auto)],
         Var(
-            CORE, "PACK_USE_BATCH_EDITS", "Force (true) or forbid (false) batch edits; auto creates them singly.", PLAN
+            CORE,
+            "PACK_USE_BATCH_EDITS",
+            "Make all edits of a model in one pass (true) or singly (false); auto: one pass unless the model is large.",
+            PLAN,
         ),
     ] = None
     resume_mode: Annotated[
@@ -175,7 +181,7 @@ class Settings(BaseModel):
         FilePath | None, Var(MODELS, "HF_HUB_CACHE", "Model snapshots; else hub/ in HF_HOME.", "plan, setup_baseline")
     ] = None
     hf_datasets_cache: Annotated[
-        FilePath | None, Var(MODELS, "HF_DATASETS_CACHE", "Prepared datasets; else datasets/ in HF_HOME.")
+        FilePath | None, Var(MODELS, "HF_DATASETS_CACHE", "Prepared datasets; else datasets/ in HF_HOME.", DATA)
     ] = None
     transformers_cache: Annotated[
         FilePath | None, Var(MODELS, "TRANSFORMERS_CACHE", "Older name of a cache directory.")
@@ -184,28 +190,30 @@ class Settings(BaseModel):
     # --- evaluation
     dataset: Annotated[
         Literal["wikitext2", "hf_text", "local_jsonl", "text", "synthetic", "seq2seq"],
-        Var(TEXT, "INVARLOCK_DATASET", "Provider of the evaluation text; `text` and `local_jsonl` so far.", DATA),
+        Var(TEXT, "INVARLOCK_DATASET", "Provider of the evaluation text; not yet `synthetic`, `seq2seq`.", DATA),
     ] = "wikitext2"
     text_path: Annotated[
         FilePath | None, Var(TEXT, "PACK_TEXT_PATH", "A .txt file or a directory of them, for provider `text`.", DATA)
     ] = None
     dataset_provider_yaml: Annotated[
-        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_YAML", "Provider as YAML mapping; refused so far.", PLAN)
+        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_YAML", f"Provider as YAML mapping; {_PROVIDER}", PLAN)
     ] = None
     dataset_provider_json: Annotated[
-        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_JSON", "Provider as JSON object; refused so far.", PLAN)
+        str | None, Var(TEXT, "INVARLOCK_DATASET_PROVIDER_JSON", f"Provider as JSON object; {_PROVIDER}", PLAN)
     ] = None
-    hf_dataset_name: Annotated[str, Var(TEXT, "INVARLOCK_HF_DATASET_NAME", "Dataset of provider `hf_text`.")] = (
-        "allenai/c4"
-    )
-    hf_config_name: Annotated[str, Var(TEXT, "INVARLOCK_HF_CONFIG_NAME", "Its configuration.")] = "en"
-    hf_text_field: Annotated[str, Var(TEXT, "INVARLOCK_HF_TEXT_FIELD", "Its text field.")] = "text"
-    hf_max_samples: Annotated[Positive, Var(TEXT, "INVARLOCK_HF_MAX_SAMPLES", "Rows taken at most.")] = 2000
+    hf_dataset_name: Annotated[
+        DatasetName, Var(TEXT, "INVARLOCK_HF_DATASET_NAME", "Dataset of provider `hf_text`, or its directory.", DATA)
+    ] = "allenai/c4"
+    hf_config_name: Annotated[str, Var(TEXT, "INVARLOCK_HF_CONFIG_NAME", "Its configuration.", DATA)] = "en"
+    hf_split: Annotated[str, Var(TEXT, "PACK_HF_SPLIT", "Its split.", DATA)] = "validation"
+    hf_text_field: Annotated[str, Var(TEXT, "INVARLOCK_HF_TEXT_FIELD", "Its text field.", DATA)] = "text"
+    hf_max_samples: Annotated[Positive, Var(TEXT, "INVARLOCK_HF_MAX_SAMPLES", "Rows taken at most.", DATA)] = 2000
     hf_trust_remote_code: Annotated[
         bool, Var(TEXT, "INVARLOCK_HF_TRUST_REMOTE_CODE", "Refused when true: no code of others is run.", PLAN)
     ] = False
     hf_cache_dir: Annotated[
-        FilePath | None, Var(TEXT, "INVARLOCK_HF_CACHE_DIR", "Cache directory of provider `hf_text`.")
+        FilePath | None,
+        Var(TEXT, "INVARLOCK_HF_CACHE_DIR", "Prepared datasets; stronger than HF_DATASETS_CACHE.", DATA),
     ] = None
     local_jsonl_file: Annotated[
         FilePath | None, Var(TEXT, "INVARLOCK_LOCAL_JSONL_FILE", "File of provider `local_jsonl`.", DATA)
@@ -273,6 +281,10 @@ class Settings(BaseModel):
         Literal["snapshot_symlink", "snapshot_copy", "save_pretrained"],
         Var(STORAGE, "PACK_BASELINE_STORAGE_MODE", "How a baseline enters the run directory.", "plan, setup_baseline"),
     ] = "snapshot_symlink"
+    variant_storage: Annotated[
+        Literal["delta", "full"],
+        Var(STORAGE, "PACK_VARIANT_STORAGE", "Variants as what changed, or as whole checkpoints.", "plan, create"),
+    ] = "delta"
     min_free_disk_gb: Annotated[
         Gigabytes, Var(STORAGE, "MIN_FREE_DISK_GB", "Space that must stay free beside what is written, GB.", PLAN)
     ] = 200
@@ -419,6 +431,7 @@ def resolve(
             if name == "task_timeouts" and name in given and isinstance(value, Mapping):
                 value = {**cast("dict[str, object]", given[name][0]), **value}
             given[name] = (value, spelled, source)
+    given = _with_provider(given)
     try:
         return Settings.model_validate({name: value for name, (value, *_) in given.items()})
     except ValidationError as error:
@@ -439,6 +452,19 @@ def given_fields(params: Mapping[str, Any]) -> frozenset[str]:
         BadInput: when params hold something that is no setting.
     """
     return frozenset(_named(params, "params"))
+
+
+def _with_provider(given: dict[str, tuple[object, str, str]]) -> dict[str, tuple[object, str, str]]:
+    """The values with a raw provider mapping in place of all settings of providers."""
+    raw = [name for name in ("dataset_provider_yaml", "dataset_provider_json") if name in given]
+    if not raw:
+        return given
+    text, spelled, source = given[raw[0]]
+    if len(raw) > 1:
+        raise BadInput(f"{spelled} and {given[raw[1]][1]} both name a provider", "unset one of the two")
+    fields = provider_settings(str(text), spelled, yaml=raw[0] == "dataset_provider_yaml")
+    kept = {name: value for name, value in given.items() if name not in PROVIDER_FIELDS}
+    return kept | {name: (value, f"{spelled}: {name}", source) for name, value in fields.items()}
 
 
 def _pick(values: Mapping[str, Any]) -> object:

@@ -10,8 +10,9 @@ from evpack.checkpoint.profile import build_profile, open_variant, write_profile
 from evpack.data.windows import WindowSet
 from evpack.errors import BadInput, CheckpointError, DiskFull
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
+from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
 from evpack.rundir import RunDir
+from evpack.settings import Settings
 from evpack.steps import create as create_module
 from evpack.steps.base import StepContext
 from evpack.steps.create import create
@@ -33,6 +34,17 @@ SCENARIOS = (
     scenario("meteor", kind="error", error_type="meteor"),
 )
 
+MODEL = ModelPlan(
+    id="tiny",
+    label="tiny",
+    name="tiny",
+    source=ModelSource(kind="local"),
+    weights_gb=0.0,
+    devices=0,
+    lane="cpu",
+    batch=1,
+)
+
 
 @pytest.fixture
 def context(tmp_path, block, checkpoint_of):
@@ -46,7 +58,7 @@ def context(tmp_path, block, checkpoint_of):
     model.windows.mkdir()
     WindowSet(np.arange(32, dtype=np.int32).reshape(4, 8) % 16, (), "text", "0" * 64).save(model.windows)
     plan = CampaignPlan(
-        suite="s", created_at="2026-01-01T00:00:00Z", evpack_version="0", settings_digest="0", models=(),
+        suite="s", created_at="2026-01-01T00:00:00Z", evpack_version="0", settings_digest="0", models=(MODEL,),
         scenarios=SCENARIOS, steps=(),
     )  # fmt: skip
 
@@ -54,7 +66,7 @@ def context(tmp_path, block, checkpoint_of):
         step = StepPlan(
             id=step_id(StepType.CREATE, "tiny", name), type=StepType.CREATE, model="tiny", scenario=name, edit=edit
         )
-        return StepContext(run=run, plan=plan, settings=None, step=step, home=Home(tmp_path / "home"))
+        return StepContext(run=run, plan=plan, settings=Settings(), step=step, home=Home(tmp_path / "home"))
 
     return make
 
@@ -115,7 +127,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(context, monkeypatch):
     def no_room(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(create_module, "apply_edit", no_room)
+    monkeypatch.setattr(create_module, "apply_edits", no_room)
     ctx = context("quant", resolved())
     with pytest.raises(DiskFull, match="no space left"):
         create(ctx)

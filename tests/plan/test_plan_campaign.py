@@ -17,7 +17,7 @@ from evpack.errors import BadInput, MissingFile
 from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.campaign import build_plan, plan_campaign
-from evpack.plan.memory import Devices
+from evpack.plan.memory import Devices, edits_share_a_pass
 from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
@@ -102,12 +102,45 @@ def test_counts_follow_the_settings(make_settings: MakeSettings, home: Home, tmp
 
 def test_time_limits_by_reference_name(make_settings: MakeSettings, home: Home) -> None:
     limits = {"CREATE_ERROR": 5, "CREATE_EDIT": 6, "CALIBRATION_RUN": 0}
-    plan = build_plan(make_settings(task_timeouts=limits, task_timeout_default=9), home, NOW).plan
+    singly = make_settings(task_timeouts=limits, task_timeout_default=9, use_batch_edits=False)
+    plan = build_plan(singly, home, NOW).plan
     shown = {
         name: plan.step(name).timeout_s
         for name in ("tiny.nan_injection.create", "tiny.prune_clean.create", "tiny.calibrate", "build_pack")
     }
     assert list(shown.values()) == [5, 6, None, 9]
+    limits = {"CREATE_EDITS_BATCH": 7, **limits}
+    together = make_settings(models=singly.models, task_timeouts=limits, use_batch_edits=True)
+    assert build_plan(together, home, NOW).plan.step("tiny.prune_clean.create").timeout_s == 7
+
+
+@pytest.mark.parametrize(
+    ("model", "weights_gb", "edits", "use", "shared"),
+    [
+        ("a/small", 1, 8, None, True),
+        ("a/small", 1, 1, None, False),
+        ("a/Big-70B", 1, 8, None, False),
+        ("a/Qwen-MoE", 1, 8, None, False),
+        ("a/plain", 170, 8, None, False),
+        ("a/Big-70B", 170, 8, True, True),
+        ("a/small", 1, 8, False, False),
+    ],
+)
+def test_which_models_edits_share_a_pass(
+    make_settings: MakeSettings, model: str, weights_gb: float, edits: int, use: bool | None, shared: bool
+) -> None:
+    settings = make_settings(use_batch_edits=use)
+    assert edits_share_a_pass(model, weights_gb, 1000, edits, settings) is shared
+
+
+def test_variants_in_full_need_more_room(make_settings: MakeSettings, home: Home) -> None:
+    models = make_settings().models
+
+    def reserved(storage: str) -> float:
+        (space,) = build_plan(make_settings(models=models, variant_storage=storage), home, NOW).space
+        return space.edits_gb + space.errors_gb
+
+    assert reserved("full") > reserved("delta")
 
 
 def test_devices_decide_the_lane(make_settings: MakeSettings, home: Home) -> None:
@@ -245,7 +278,6 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle"),
         ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
         ({"repeats": 2}, "PACK_REPEATS=2"),
-        ({"use_batch_edits": True}, "PACK_USE_BATCH_EDITS=True"),
         ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
         ({"calibration_preset_file": "/p.yaml"}, "calibration_preset_file"),
         ({"drift_calibration_runs": 0}, "DRIFT_CALIBRATION_RUNS=0"),

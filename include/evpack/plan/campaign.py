@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evpack import __version__
+from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.policy import resolve_policy
 from evpack.catalog.scenarios import Category, ErrorGeneration, Scenario
 from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
@@ -23,7 +24,7 @@ from evpack.home import Home
 from evpack.plan import preflight
 from evpack.plan.disk import ModelSpace, check_space
 from evpack.plan.lanes import lane_of
-from evpack.plan.memory import Devices, devices_needed, host_devices
+from evpack.plan.memory import Devices, devices_needed, edits_share_a_pass, host_devices
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
 from evpack.plan.revisions import pins_document, settle_pins, store_pins
@@ -71,7 +72,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     tuned = load_tuned(settings.tuned_edit_params_file) if _has_clean(manifest.scenarios) else TunedParams({})
     edits = preflight.resolve_edits(sources, manifest.scenarios, tuned)
     found = host_devices(settings) if devices is None else devices
-    models = tuple(_model(source, found, settings) for source in sources)
+    models = tuple(_model(source, found, settings, edits) for source in sources)
     steps = [step for model in models for step in _model_steps(model, manifest.scenarios, edits, settings)]
     plan = CampaignPlan(
         suite=settings.suite,
@@ -89,7 +90,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
         "policy.json": resolve_policy(settings.tier, settings.profile).to_json(),
     }
-    space = tuple(_space(source, manifest.scenarios) for source in sources)
+    space = tuple(_space(source, manifest.scenarios, settings) for source in sources)
     return Draft(plan, documents, space, tuple(source.directory for source in sources), pins)
 
 
@@ -159,7 +160,9 @@ def _has_clean(scenarios: Sequence[Scenario]) -> bool:
     return any(scenario.category is Category.CLEAN for scenario in scenarios)
 
 
-def _model(source: Source, devices: Devices, settings: Settings) -> ModelPlan:
+def _model(
+    source: Source, devices: Devices, settings: Settings, edits: Mapping[tuple[str, str], ResolvedEdit]
+) -> ModelPlan:
     count = devices_needed(source.id, source.weights_gb, source.vocab, devices, settings)
     return ModelPlan(
         id=source.id,
@@ -170,15 +173,26 @@ def _model(source: Source, devices: Devices, settings: Settings) -> ModelPlan:
         devices=count,
         lane=lane_of(count, source.weights_gb).id,
         batch=settings.eval_batch,
+        batch_edits=edits_share_a_pass(
+            source.id,
+            source.weights_gb,
+            source.vocab,
+            sum(model == source.id and edit.status == "selected" for (model, _), edit in edits.items()),
+            settings,
+        ),
     )
 
 
-def _space(source: Source, scenarios: Sequence[Scenario]) -> ModelSpace:
-    """Upper bounds: a variant stores changed tensors only, so it is never larger than the weights."""
-    edits = errors = 0.0
+def _space(source: Source, scenarios: Sequence[Scenario], settings: Settings) -> ModelSpace:
+    """Upper bounds: a variant is never larger than the weights; one becomes full while its delta is still there."""
+    full = settings.variant_storage == "full"
+    edits, errors = source.weights_gb if full else 0.0, 0.0
     for scenario in scenarios:
         if not isinstance(scenario.generation, ErrorGeneration):
             edits += source.weights_gb
+            continue
+        if full:
+            errors += source.weights_gb
             continue
         tensors = FAULT_TENSORS[scenario.generation.error_type]
         errors += source.weights_gb if tensors is None else min(source.weights_gb, tensors * source.largest_tensor_gb)
@@ -198,7 +212,9 @@ def _model_steps(
             needs=tuple(need.id for need in needs),
             runs=tuple(range(1, runs + 1)),
             edit=edits.get((model.id, scenario.id)) if scenario and type_ is StepType.CREATE else None,
-            timeout_s=settings.timeout_for(type_.reference_name(scenario.category if scenario else None)),
+            timeout_s=settings.timeout_for(
+                type_.reference_name(scenario.category if scenario else None, batch=model.batch_edits)
+            ),
         )
 
     setup = step(StepType.SETUP_BASELINE, None, ())

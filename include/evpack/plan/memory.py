@@ -17,6 +17,10 @@ from evpack.settings import Settings
 GB = 1e9
 LOGIT_BYTES = 4
 """Logits are float32."""
+LARGE_NAMES = ("70b", "72b", "65b", "mixtral", "8x7b", "moe")
+"""Parts of model ids whose edits are made singly, and..."""
+LARGE_GB = 170
+"""... memory of a scoring step from which they are (scheduling spec, section 2)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,21 @@ def devices_needed(model: str, weights_gb: float, vocab: int, devices: Devices, 
             "lower INVARLOCK_EVAL_BATCH or INVARLOCK_SEQ_LEN, raise NUM_GPUS, or leave the model out",
         )
     return count
+
+
+def edits_share_a_pass(model: str, weights_gb: float, vocab: int, edits: int, settings: Settings) -> bool:
+    """Whether one pass makes all edits of a model: as PACK_USE_BATCH_EDITS says, else unless the model is large.
+
+    A large model's edits are the slowest to make; made singly, they run side by side and each can be evaluated as
+    soon as it is there.
+
+    Args:
+        edits: how many there are to make.
+    """
+    if settings.use_batch_edits is not None:
+        return settings.use_batch_edits
+    large = any(part in model.lower() for part in LARGE_NAMES)
+    return edits > 1 and not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
 
 
 def host_devices(settings: Settings) -> Devices:

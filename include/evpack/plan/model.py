@@ -34,12 +34,15 @@ class StepType(StrEnum):
     BUILD_PACK = "build_pack"
     VERIFY_PACK = "verify_pack"
 
-    def reference_name(self, category: str | None = None) -> str:
+    def reference_name(self, category: str | None = None, *, batch: bool = False) -> str:
         """The reference's task type (as in TASK_TIMEOUT_<TASKTYPE>), upper case.
 
         Args:
             category: scenario category, which splits create and evaluate into edit and error kinds.
+            batch: whether the model's edits are made in one pass.
         """
+        if batch and self is StepType.CREATE and category != "error_injection":
+            return "CREATE_EDITS_BATCH"
         kind = "ERROR" if category == "error_injection" else "EDIT"
         return {
             StepType.CALIBRATE: "CALIBRATION_RUN",
@@ -80,6 +83,8 @@ class ModelPlan(Frozen):
     """Lane id, see `plan.lanes`."""
     batch: int = Field(ge=1)
     """Windows per forward pass."""
+    batch_edits: bool = False
+    """Whether all edits are made in one pass over the baseline."""
 
 
 class StepPlan(Frozen):

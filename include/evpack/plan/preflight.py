@@ -37,7 +37,6 @@ def check_settings(settings: Settings) -> None:
         ("PACK_BASELINE_STORAGE_MODE", {settings.baseline_storage_mode}, supported.SUPPORTED_STORAGE),
         ("PACK_SUITE_MODE", {settings.suite_mode}, {"full"}),
         ("PACK_REPEATS", {str(settings.repeats)}, {"0"}),
-        ("PACK_USE_BATCH_EDITS", {str(settings.use_batch_edits)}, {"None", "False"}),
         ("INVARLOCK_HF_TRUST_REMOTE_CODE", {str(settings.hf_trust_remote_code)}, {"False"}),
     )
     for name, values, known in wanted:
@@ -45,10 +44,7 @@ def check_settings(settings: Settings) -> None:
             raise BadInput(
                 f"{name}={', '.join(sorted(values - known))} is not supported", f"use {', '.join(sorted(known))}"
             )
-    for name in (
-        *("dataset_provider_yaml", "dataset_provider_json"),
-        *("calibration_preset_file", "calibration_preset_dir"),
-    ):
+    for name in ("calibration_preset_file", "calibration_preset_dir"):
         if getattr(settings, name) is not None:
             raise BadInput(f"{name} is not supported", "unset it")
     if settings.drift_calibration_runs == 0:
