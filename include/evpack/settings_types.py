@@ -85,6 +85,10 @@ def _absolute(value: str) -> str:
     return str(Path(value).expanduser().absolute())
 
 
+def _dataset_name(value: str) -> str:
+    return _absolute(value) if value.startswith(("/", "./", "../", "~")) else value
+
+
 LAYOUT_ALIASES = {"": "v1", "flat": "v1", "legacy": "v1", "enhanced": "v2"}
 """Other names of a pack's layouts, the reference's."""
 
@@ -111,5 +115,7 @@ Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_seconds)]
 """Seconds, None for no limit."""
 FilePath = Annotated[str, AfterValidator(_absolute)]
 """Absolute; a relative one is taken from the directory where the campaign is planned."""
+DatasetName = Annotated[str, AfterValidator(_dataset_name)]
+"""A hub id, or a directory, absolute like `FilePath`."""
 Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Paths = Annotated[tuple[FilePath, ...], BeforeValidator(_items)]

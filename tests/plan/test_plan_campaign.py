@@ -274,7 +274,7 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"suite": "nope"}, "unknown suite 'nope'"),
         ({"scenarios": "quant_3bit"}, "unknown scenario 'quant_3bit'"),
         ({"models": ["/no/such/model"]}, "/no/such/model"),
-        ({"dataset": "wikitext2"}, "INVARLOCK_DATASET=wikitext2"),
+        ({"dataset": "synthetic"}, "INVARLOCK_DATASET=synthetic"),
         ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle"),
         ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
         ({"repeats": 2}, "PACK_REPEATS=2"),

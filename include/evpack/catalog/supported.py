@@ -20,5 +20,5 @@ FAULT_TENSORS: dict[str, int | None] = {
 """Faults that can be injected; the number is how many of the largest tensor their variant takes at most (None: all)."""
 SUPPORTED_FAULTS = frozenset(FAULT_TENSORS)
 SUPPORTED_GUARDS = frozenset({"invariants", "spectral", "rmt", "variance"})
-SUPPORTED_PROVIDERS = frozenset({"text", "local_jsonl"})
+SUPPORTED_PROVIDERS = frozenset({"text", "local_jsonl", "wikitext2", "hf_text"})
 SUPPORTED_STORAGE = frozenset({"snapshot_symlink", "snapshot_copy", "save_pretrained"})

@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from evpack.data.sources import readable_bytes, source_from
+from evpack.data.sources import hub_text, readable_bytes, source_from
 from evpack.data.windows import WindowDemand, too_short
 from evpack.errors import BadInput
+from evpack.home import Home
 from evpack.settings import Settings
 
 
-def check_source(settings: Settings, checkpoints: Iterable[Path] = ()) -> None:
+def check_source(settings: Settings, checkpoints: Iterable[Path] = (), home: Home | None = None) -> None:
     """Refuse a text that cannot give the windows the settings ask for.
 
     With local checkpoint directories the text is counted with each one's ``tokenizer.json`` (only as much of it as is
     needed); without, a text is refused when it has fewer bytes than tokens are needed, which no byte-level
-    tokenizer can mend.
+    tokenizer can mend. Rows of a hub dataset are counted if they were fetched before; they are not fetched for this.
 
     Raises:
         BadInput: naming the file or the setting, or how many windows are there, needed and missing.
     """
     demand = WindowDemand.from_settings(settings)
-    source = source_from(settings)
+    hub = hub_text(settings, home)
+    if hub is not None and not hub.file.is_file():
+        hub.check(network=settings.net)
+        return
+    source = source_from(settings, home)
     size = readable_bytes(source)
     if size < demand.tokens:
         raise too_short(size // demand.seq_len, demand, "at most, one token per byte", BadInput)

@@ -1,4 +1,4 @@
-"""Where evaluation text comes from: a text file or a directory of them, or JSON lines on this host."""
+"""Where evaluation text comes from: text files, JSON lines, or a hub dataset whose rows are kept as JSON lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evpack.data.hub_text import FIELD, HubText
 from evpack.errors import BadInput, MissingFile
+from evpack.home import Home
 from evpack.settings import Settings
 
 
@@ -32,27 +34,38 @@ class TextSource:
             BadInput: naming the file (and line) that is unreadable, binary, not UTF-8 or not JSON lines.
         """
         seen: set[str] = set()
-        rows = _json_lines(self) if self.provider == "local_jsonl" else (_read(file) for file in self.files)
+        rows = (_read(file) for file in self.files) if self.provider == "text" else _json_lines(self)
         for text in (row.strip() for row in rows):
             if text and text not in seen:
                 seen.add(text)
                 yield text
 
 
-def source_from(settings: Settings) -> TextSource:
-    """The text source that the settings name.
+def source_from(settings: Settings, home: Home | None = None) -> TextSource:
+    """The text source that the settings name; rows of a hub dataset are fetched when they are not there yet.
+
+    Args:
+        home: the deployment that keeps such rows; this process's when None.
 
     Raises:
-        BadInput: for an unknown provider or a provider without its path.
-        MissingFile: when the path does not exist or holds no text file.
+        BadInput: for an unknown provider, a provider without its path, or a dataset that is not what the settings say.
+        MissingFile: when the path does not exist or holds no text file, or a dataset is not there without network.
+        Transient: when the hub cannot be reached.
     """
-    provider = settings.dataset
-    find = _PROVIDERS.get(provider)
+    if hub := hub_text(settings, home):
+        return TextSource(hub.provider, (hub.fetch(network=settings.net),), field=FIELD)
+    find = _LOCAL.get(settings.dataset)
     if find is None:
         raise BadInput(
-            f"dataset provider {provider!r} is not supported", "choose one of " + ", ".join(sorted(_PROVIDERS))
+            f"dataset provider {settings.dataset!r} is not supported",
+            "choose one of " + ", ".join(sorted([*_LOCAL, *_HUB])),
         )
     return find(settings)
+
+
+def hub_text(settings: Settings, home: Home | None = None) -> HubText | None:
+    """The hub dataset that the settings name; None when their provider is a local one."""
+    return HubText.named(settings, home or Home.locate()) if settings.dataset in _HUB else None
 
 
 def _text_source(settings: Settings) -> TextSource:
@@ -81,9 +94,8 @@ def _jsonl_source(settings: Settings) -> TextSource:
     )
 
 
-_PROVIDERS: dict[str, Callable[[Settings], TextSource]] = {"text": _text_source, "local_jsonl": _jsonl_source}
-PROVIDERS = tuple(sorted(_PROVIDERS))
-"""Providers that can be used."""
+_LOCAL: dict[str, Callable[[Settings], TextSource]] = {"text": _text_source, "local_jsonl": _jsonl_source}
+_HUB = frozenset({"wikitext2", "hf_text"})
 
 
 def _globbed(patterns: Sequence[str]) -> tuple[Path, ...]:

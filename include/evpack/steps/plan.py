@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def open_campaign(
         settings,
         home,
         source_repo=_source_repo(environ),
-        check_source=check_source,
+        check_source=partial(check_source, home=home),
         given=given_fields(params),
     )
     return run, plan
@@ -69,7 +70,7 @@ def dry_run(
     """
     settings = settings_for(params, {}, os.environ if environ is None else environ, home)
     draft = build_plan(settings, home, utc_now())
-    check_draft(draft, run_dir(settings, default_root), settings, check_source)
+    check_draft(draft, run_dir(settings, default_root), settings, partial(check_source, home=home))
     _source_repo(environ)
     return draft
 

@@ -83,7 +83,7 @@ def _check_size(ctx: StepContext, model: ModelPlan, snapshot: Path) -> None:
 def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
     """Tokenise the text once; later steps read windows, never a text."""
     tokenizer = load_tokenizer(place.baseline, code=ctx.settings.allow_remote_code)
-    source = source_from(ctx.settings)
+    source = source_from(ctx.settings, ctx.home)
     windows = make_windows(
         token_ids(tokenizer, source.texts()),
         WindowDemand.from_settings(ctx.settings),
