@@ -17,7 +17,7 @@ from evpack.errors import BadInput
 
 def test_shipped_entries_resolve_for_every_model_of_a_suite() -> None:
     tuned = load_tuned(None)
-    for model in {model.id for entry in suites().values() for model in entry.models} - {"SmolLM2-135M"}:
+    for model in {model.id for entry in suites().values() for model in entry.models}:
         for edit_type in EDIT_TYPES:
             entry = tuned.entry(edit_type, model)
             assert entry is not None and entry["status"] == "selected" and entry["reason"]
@@ -31,6 +31,8 @@ def test_shipped_entries_resolve_for_every_model_of_a_suite() -> None:
         ("Qwen/Qwen2.5-14B", "lowrank_svd", {"scope": "ffn@layer=31", "rank": 32}),
         ("01-ai/Yi-34B", "quant_rtn", {"bits": 4, "group_size": 32, "edit_dir_name": "quant_4bit_clean"}),
         ("Qwen/Qwen1.5-72B", "fp8_quant", {"format": "e5m2", "edit_dir_name": "fp8_e5m2_clean"}),
+        ("SmolLM2-135M", "quant_rtn", {"bits": 5, "group_size": 32, "edit_dir_name": "quant_5bit_clean"}),
+        ("SmolLM2-135M", "fp8_quant", {"format": "e5m2", "scale": "none", "scope": "ffn"}),
         ("fixture", "magnitude_prune", {"sparsity": 0.3, "scope": "ffn", "edit_dir_name": "prune_30pct_clean"}),
         ("fixture", "lowrank_svd", {"rank": 72, "scope": "ffn@layer=2", "edit_dir_name": "svd_rank72_clean"}),
     ],
