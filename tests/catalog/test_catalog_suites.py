@@ -109,10 +109,11 @@ def test_text_of_a_suite_is_needed_only_when_used(home: Home, tmp_path: Path) ->
 
 
 def test_demo_and_fixture_are_small_campaigns(home: Home) -> None:
-    for name in ("demo", "fixture"):
+    whole = ("invariants", "spectral", "rmt", "variance", "invariants")
+    for name, order in (("demo", ("invariants",)), ("fixture", whole)):
         block = suite(name).settings
         resolved = resolve({}, {}, {}, {key: value for key, value in block.items() if key != "text_path"})
-        assert (resolved.profile, resolved.dataset, resolved.guards_order) == ("small", "text", ("invariants",))
+        assert (resolved.profile, resolved.dataset, resolved.guards_order) == ("small", "text", order)
         assert resolved.seq_len == resolved.stride
 
 
