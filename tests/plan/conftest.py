@@ -43,7 +43,9 @@ def make_settings(make_model: MakeModel, tmp_path: Path) -> MakeSettings:
     tuned = tmp_path / "tuned.json"
     defaults = {
         "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
+        "fp8_quant": {"status": "selected", "scope": "ffn", "format": "e5m2"},
         "magnitude_prune": {"status": "selected", "scope": "ffn", "sparsity": 0.12},
+        "lowrank_svd": {"status": "selected", "scope": "ffn", "rank": 2},
     }
     tuned.write_text(json.dumps({"_meta": {"schema": "tuned_edit_params_v1"}, "models": {}, "defaults": defaults}))
 
