@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS = 1
 AREA ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint format up bench docs fixture clean
+.PHONY: help venv demo demo-quick test lint format up fuzz bench docs fixture clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ format: $(READY) ## Format the code
 
 up: $(READY) ## Airflow with its UI on this project, until Ctrl-C
 	@$(BIN)/evpack airflow up
+
+fuzz: $(READY) ## Attack packs with 2,000 mutations and the parsers for ten minutes
+	@EVPACK_FUZZ_MUTATIONS=2000 EVPACK_FUZZ_SECONDS=600 $(BIN)/python -m pytest -q tests/pack/test_pack_fuzz.py
 
 bench: $(READY) ## Measure the promised figures: make bench AREA=campaign
 	@$(BIN)/python -m benchmarks $(AREA)

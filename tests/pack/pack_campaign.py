@@ -72,15 +72,16 @@ PROFILE = {
 class Campaign:
     """Writes a run directory piece by piece; `finish` compiles the verdict."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, runs: int = 3) -> None:
         self.run = RunDir(root)
-        self.settings = SETTINGS
+        self.runs = runs
+        self.settings = SETTINGS.model_copy(update={"clean_edit_runs": runs, "drift_calibration_runs": runs})
         self.policy: Policy = resolve_policy(SETTINGS.tier, SETTINGS.profile)
         self.manifest = _manifest()
-        self.plan = _plan(self.manifest)
+        self.plan = _plan(self.manifest, self.settings)
         self.model: ModelDir = self.run.model(MODEL.name)
-        tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 120))
-        demand = WindowDemand.from_settings(SETTINGS)
+        tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 40 * runs))
+        demand = WindowDemand.from_settings(self.settings)
         self.windows: WindowSet = make_windows(tokens, demand, provider="text", tokenizer_digest="t" * 64)
 
     def write(self) -> Campaign:
@@ -100,7 +101,7 @@ class Campaign:
             write_json(path, value)
         self.run.presets.mkdir()
         self.run.preset(MODEL.name).write_text("drift_band: {}\n")
-        for run in (1, 2, 3):
+        for run in range(1, self.runs + 1):
             place = self.model.calibration / f"run_{run}"
             records = self.records(None, run)
             write_json(place / "records.json", records.to_json())
@@ -251,24 +252,24 @@ def _variant(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _plan(manifest: Manifest) -> CampaignPlan:
+def _plan(manifest: Manifest, settings: Settings) -> CampaignPlan:
     def step(type_: StepType, scenario: Scenario | None = None, runs: int = 0) -> StepPlan:
         name, model = (scenario.id if scenario else None), MODEL.name
         return StepPlan(
             id=step_id(type_, model, name), type=type_, model=model, scenario=name, runs=tuple(range(1, runs + 1))
         )
 
-    counts = {Category.CLEAN: 3, Category.STRESS: 2, Category.ERROR_INJECTION: 1}
+    counts = {Category.CLEAN: settings.clean_edit_runs, Category.STRESS: 2, Category.ERROR_INJECTION: 1}
     last = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
     return CampaignPlan(
         suite="fixture",
         created_at=NOW,
         evpack_version="0.1.0",
-        settings_digest=SETTINGS.digest(),
+        settings_digest=settings.digest(),
         models=(MODEL,),
         scenarios=manifest.scenarios,
         steps=(
-            step(StepType.CALIBRATE, runs=3),
+            step(StepType.CALIBRATE, runs=settings.drift_calibration_runs),
             *(step(StepType.EVALUATE, scenario, counts[scenario.category]) for scenario in manifest.scenarios),
             *(StepPlan(id=type_.value, type=type_) for type_ in last),
         ),

@@ -22,7 +22,7 @@ from evpack.cli import build as build_command
 from evpack.cli import keygen as keygen_command
 from evpack.cli import verify as verify_command
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import pretty_json
+from evpack.files import digest_json, pretty_json
 from evpack.pack import inventory, keys, layout, manifest
 from evpack.pack.build import BuiltPack, build
 from evpack.pack.inventory import Files
@@ -254,3 +254,23 @@ def test_a_damaged_copy_is_told_from_the_original(
     report.write_bytes(data)
     done = CliRunner().invoke(app, ["verify", "--trusted-key", str(keys.public_path(signing_key)), str(copy)])
     assert done.exit_code == 6 and "bytes differ" in done.output
+
+
+def test_runs_that_share_windows_are_found_though_the_digest_fits(contents: dict[str, bytes]) -> None:
+    name = layout.model_state("example__tiny", "schedule.json")
+    schedule = json.loads(contents[name])
+    schedule["runs"][1]["preview"] = schedule["runs"][0]["preview"]
+    schedule["digest"] = digest_json({key: value for key, value in schedule.items() if key != "digest"})
+    assert any("shares windows" in text for text in rechecked(contents | {name: pretty_json(schedule)}).errors)
+
+
+def test_many_reports_are_judged_in_processes_with_the_same_outcome(
+    good_pack: BuiltPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evpack.pack import recheck as module
+
+    trust = Trust(frozenset({str(good_pack.fingerprint)}))
+    alone = verify_pack(good_pack.path, trust, jobs=1)
+    monkeypatch.setattr(module, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(module, "_CHUNK", 2)
+    assert verify_pack(good_pack.path, trust, jobs=2).to_json() == alone.to_json()

@@ -20,6 +20,12 @@ MAX_KEY_BYTES = 16 << 10
 
 _DEPLOYMENT_KEY = "signing_key"
 
+_FIELD = 2**255 - 19
+_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_LOW_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_8, _FIELD - _ORDER_8})
+"""y coordinates of the eight points whose order divides 8 (y = 0, y^2 = 1, d y^4 + 2 y^2 = 1). With such a
+key a signature can be made that fits any message, and OpenSSL accepts it."""
+
 
 def fingerprint(key: Ed25519PublicKey) -> str:
     """``sha256:<hex>`` of the raw 32 bytes of a public key."""
@@ -45,6 +51,9 @@ def parse_public_pem(data: bytes) -> Ed25519PublicKey:
         raise ValueError("not a public key in PEM form") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError("not an Ed25519 public key")
+    y = int.from_bytes(key.public_bytes_raw(), "little") & (2**255 - 1)
+    if y >= _FIELD or y in _LOW_ORDER:
+        raise ValueError("an Ed25519 point of low order or in a second spelling, whose signatures prove nothing")
     return key
 
 

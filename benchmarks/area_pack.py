@@ -1,0 +1,102 @@
+"""Area pack: what a verifier waits for and how much memory it takes, on packs of about 250 and 1,000 reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.rows import ROOT, Row
+from evpack.pack.build import build
+
+REPORTS = 1000
+_PROBE = """
+import json, resource, sys, time
+from pathlib import Path
+from evpack.pack.verify import verify_pack
+started = time.perf_counter()
+result = verify_pack(Path(sys.argv[1]), jobs=int(sys.argv[2]))
+seconds = time.perf_counter() - started
+assert result.exit_code == 8 and not result.findings, result.to_json()
+# ru_maxrss of this process would include what its parent held when it started it
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+own, child = int(status["VmHWM"].split()[0]) * 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"seconds": seconds, "reports": result.reports, "own": own, "child": child}))
+"""
+
+
+def measure() -> list[Row]:
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="evpack-bench-") as folder:
+        small, large = _pack(Path(folder) / "small", REPORTS // 4), _pack(Path(folder) / "large", REPORTS)
+        reference = min(_sha256sum(large) for _ in range(3))
+        one, few = _verify(large, 1), _verify(small, 1)
+        several = _verify(large, cores)
+        total = sum(path.stat().st_size for path in large.rglob("*") if path.is_file())
+    count = one["reports"]
+    allowed = 2 * reference + 0.020 * count
+    used = several["own"] + cores * several["child"]
+    return [
+        Row(
+            f"verify {count:.0f} reports on one core",
+            one["seconds"],
+            "s",
+            allowed,
+            "at most",
+            note=f"allowed twice `sha256sum -c` ({reference:.3f} s) and 20 ms per report; pack of {total / 1e6:.0f} MB",
+        ),
+        Row(
+            f"the same on {cores} cores",
+            several["seconds"],
+            "s",
+            0.75 if cores > 1 else 1.1,
+            "at most",
+            reference=one["seconds"],
+            reference_name="one core",
+        ),
+        Row(
+            f"memory of verify on {cores} cores, all processes together",
+            used / 1e6,
+            "MB",
+            200,
+            "at most",
+            note="largest resident sets added, shared pages counted several times",
+        ),
+        Row(
+            f"memory on one core, {count:.0f} reports against {few['reports']:.0f}",
+            one["own"] / 1e6,
+            "MB",
+            1.25,
+            "at most",
+            reference=few["own"] / 1e6,
+            reference_name=f"{few['reports']:.0f} reports",
+            note="no report stays in memory; what grows are outcomes and summaries, which name every run",
+        ),
+    ]
+
+
+def _pack(folder: Path, reports: int) -> Path:
+    """A pack of a campaign of invented losses: two clean scenarios, so half as many runs of each."""
+    sys.path.insert(0, str(ROOT.parent / "tests" / "pack"))
+    from pack_campaign import Campaign
+
+    campaign = Campaign(folder / "run", runs=reports // 2).write().finish()
+    return build(campaign.run, key=None, html=False).path
+
+
+def _sha256sum(pack: Path) -> float:
+    started = time.perf_counter()
+    subprocess.run(["sha256sum", "--quiet", "--check", "checksums.sha256"], cwd=pack, check=True)
+    return time.perf_counter() - started
+
+
+def _verify(pack: Path, jobs: int) -> dict[str, float]:
+    """Seconds, reports and memory in bytes of a verifier in a process of its own."""
+    command = [sys.executable, "-c", _PROBE, str(pack), str(jobs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    value: dict[str, float] = json.loads(done.stdout)
+    return value
