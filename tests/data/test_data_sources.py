@@ -97,7 +97,7 @@ def test_preflight_refuses_empty_and_provably_short_text(tmp_path: Path) -> None
     with pytest.raises(BadInput, match="is empty"):
         check_source(settings(text_path=str(file)))
     file.write_text("x" * 31)
-    with pytest.raises(BadInput, match=r"3 windows of 8 tokens .*4 needed .*1 missing"):
+    with pytest.raises(BadInput, match=r"E303: .*3 windows of 8 tokens .*4 needed .*1 missing"):
         check_source(settings(text_path=str(file)))
     file.write_text("x" * 32)
     check_source(settings(text_path=str(file)))

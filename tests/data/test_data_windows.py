@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,14 +82,46 @@ def test_the_schedule_is_reproducible_and_follows_the_seed() -> None:
     assert schedule_runs(500, demand) != schedule_runs(500, demand, seed=7)
 
 
-def test_arms_alternate_along_the_text() -> None:
+def test_arms_of_a_run_are_equally_hard_and_which_windows_a_run_has_does_not_depend_on_it() -> None:
+    demand = WindowDemand(3, 16, 16, 128)
+    hardness = np.random.default_rng(5).gamma(4.0, 0.5, 500)
+    runs = schedule_runs(500, demand, hardness=hardness)
+    for run, plain in zip(runs, schedule_runs(500, demand), strict=True):
+        assert sorted(run.preview + run.final) == sorted(plain.preview + plain.final)
+        means = [hardness[list(arm)].mean() for arm in (run.preview, run.final)]
+        assert run.difficulty == pytest.approx(means, abs=1e-6)
+        assert abs(means[0] - means[1]) <= 2e-3
+        assert plain.difficulty is None
+
+
+def test_without_difficulties_arms_alternate_along_the_text() -> None:
     (run,) = schedule_runs(100, WindowDemand(1, 5, 5, 8))
     arms = [arm for _, arm in sorted(run.in_order())]
     assert all(a != b for a, b in pairwise(arms))
 
 
+def test_difficulty_of_the_arms_is_recorded(tmp_path: Path) -> None:
+    words = ["aaaa", "abab", "qxzj"]
+
+    def decode(tokens: npt.NDArray[np.int32]) -> list[str]:
+        return [words[int(row[0]) % 3] * 5 for row in tokens]
+
+    made = make_windows([range(60)], WindowDemand(1, 3, 3, 4), provider="text", tokenizer_digest="t", decode=decode)
+    made.save(tmp_path)
+    (entry,) = WindowSet.load(tmp_path).document()["runs"]
+    assert entry["difficulty"]["preview"] == pytest.approx(entry["difficulty"]["final"], abs=0.5)
+    assert entry["difficulty"]["preview"] > 0
+
+
+def test_a_demand_of_no_windows_is_refused() -> None:
+    with pytest.raises(BadInput, match="E302"):
+        WindowDemand(1, 0, 4, 8)
+
+
 def test_too_short_says_there_needed_and_missing() -> None:
-    with pytest.raises(DataError, match=r"95 windows of 128 tokens .*96 needed \(3 runs x \(16 \+ 16\)\), 1 missing"):
+    with pytest.raises(
+        DataError, match=r"E304: .*95 windows of 128 tokens .*96 needed \(3 runs x \(16 \+ 16\)\), 1 missing"
+    ):
         schedule_runs(95, WindowDemand(3, 16, 16, 128))
 
 

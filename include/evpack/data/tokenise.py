@@ -45,3 +45,10 @@ def token_ids(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
     for text in texts:
         ids: list[int] = tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
         yield ids
+
+
+def texts_of(tokenizer: Any, tokens: Iterable[Any]) -> list[str]:
+    """The text of each row of token ids, as it stands (no tidying of spaces)."""
+    rows = [[int(token) for token in row] for row in tokens]
+    texts: list[str] = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+    return texts

@@ -7,7 +7,7 @@ in text order; a window's id is its row. ``windows/schedule.json`` says which ro
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from evpack.errors import BadInput, BrokenContract, DataError, EvidenceError, EvpackError, IntegrityError
+from evpack.data import difficulty
+from evpack.errors import BadInput, DataError, EvidenceError, EvpackError, IntegrityError
 from evpack.files import digest_json, read_json, sha256_bytes, write_json
 from evpack.settings import Settings
 
@@ -37,6 +38,10 @@ class WindowDemand:
     preview: int
     final: int
     seq_len: int
+
+    def __post_init__(self) -> None:
+        if min(self.runs, self.preview, self.final, self.seq_len) < 1:
+            raise BadInput(f"E302: a demand of no windows: {self}", "set every count to 1 or more")
 
     @property
     def per_run(self) -> int:
@@ -61,9 +66,13 @@ class WindowDemand:
 
 
 def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackError] = DataError) -> EvpackError:
-    """The error for a text with too few windows: how many are there, needed and missing."""
+    """The error for a text with too few windows: how many are there, needed and missing.
+
+    E303 for the operator (nothing was tokenised for good yet), else E304.
+    """
+    code = "E303" if issubclass(kind, BadInput) else "E304"
     return kind(
-        f"text too short: {have} windows of {demand.seq_len} tokens ({basis}), {demand.windows} needed "
+        f"{code}: text too short: {have} windows of {demand.seq_len} tokens ({basis}), {demand.windows} needed "
         f"({demand.runs} runs x ({demand.preview} + {demand.final})), {demand.windows - have} missing",
         "give more text, or lower preview_windows, final_windows, seq_len or the number of runs",
     )
@@ -100,19 +109,26 @@ class RunWindows:
     seed: int
     preview: tuple[int, ...]
     final: tuple[int, ...]
+    difficulty: tuple[float, float] | None = None
+    """Mean difficulty of the arms, nats per byte; None where it is not known."""
 
     def in_order(self) -> list[tuple[int, Arm]]:
         """(id, arm) in the order in which records list them: preview, then final."""
         return [(i, "preview") for i in self.preview] + [(i, "final") for i in self.final]
 
 
-def schedule_runs(available: int, demand: WindowDemand, seed: int = BASE_SEED) -> tuple[RunWindows, ...]:
+def schedule_runs(
+    available: int, demand: WindowDemand, seed: int = BASE_SEED, hardness: difficulty.Difficulties | None = None
+) -> tuple[RunWindows, ...]:
     """Give each run its own windows, spread over the whole text.
 
     The text is cut into as many strata as a run has windows; a seeded draw takes one window per stratum and run, so
     that runs are disjoint slices of one permutation and the windows of a run lie apart (neighbouring windows
-    are correlated: lag-1 autocorrelation 0.05-0.14). Arms alternate along the text. Where a draw would give a run
-    two neighbouring windows across a stratum's edge, it changes places with another one.
+    are correlated: lag-1 autocorrelation 0.05-0.14). Where a draw would give a run two neighbouring windows across a
+    stratum's edge, it changes places with another one. The arms of a run are equally hard.
+
+    Args:
+        hardness: difficulty of each window (`difficulty.difficulties`); without it, arms alternate along the text.
 
     Raises:
         DataError: when there are fewer windows than needed.
@@ -128,7 +144,7 @@ def schedule_runs(available: int, demand: WindowDemand, seed: int = BASE_SEED) -
         _part_neighbours(picks, chosen)
         for run, window in zip(picks, chosen, strict=False):
             run.append(window)
-    return tuple(_split_arms(k, ids, demand) for k, ids in enumerate(picks, start=1))
+    return tuple(_split_arms(k, ids, demand, hardness) for k, ids in enumerate(picks, start=1))
 
 
 def _part_neighbours(picks: Sequence[list[int]], chosen: list[int]) -> None:
@@ -140,13 +156,27 @@ def _part_neighbours(picks: Sequence[list[int]], chosen: list[int]) -> None:
             return
 
 
-def _split_arms(k: int, ids: Sequence[int], demand: WindowDemand) -> RunWindows:
+def _split_arms(
+    k: int, ids: Sequence[int], demand: WindowDemand, hardness: difficulty.Difficulties | None
+) -> RunWindows:
+    arms = _alternate(ids, demand) if hardness is None else difficulty.share_out(ids, hardness, demand.preview)
+    if (len(arms[0]), len(arms[1])) != (demand.preview, demand.final):
+        raise DataError(f"E305: run {k} does not give each arm its windows: {len(arms[0])} + {len(arms[1])}")
+    means = None if hardness is None else (_mean(hardness, arms[0]), _mean(hardness, arms[1]))
+    return RunWindows(k, FIRST_RUN_SEED + k, *arms, means)
+
+
+def _mean(values: difficulty.Difficulties, ids: Sequence[int]) -> float:
+    return round(float(values[list(ids)].mean()), 6)
+
+
+def _alternate(ids: Sequence[int], demand: WindowDemand) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Share the ids, in text order, evenly between the arms (Bresenham's rule for unequal counts)."""
     arms: dict[bool, list[int]] = {True: [], False: []}
     for place, window in enumerate(ids):
         before, after = place * demand.preview // len(ids), (place + 1) * demand.preview // len(ids)
         arms[after > before].append(window)
-    return RunWindows(k, FIRST_RUN_SEED + k, tuple(arms[True]), tuple(arms[False]))
+    return tuple(arms[True]), tuple(arms[False])
 
 
 def window_digest(tokens: Tokens) -> str:
@@ -202,7 +232,9 @@ class WindowSet:
             "n_available": len(self.tokens),
             "tokens_sha256": window_digest(self.tokens),
             "runs": [
-                {"run": r.run, "seed": r.seed, "preview": list(r.preview), "final": list(r.final)} for r in self.runs
+                {"run": r.run, "seed": r.seed, "preview": list(r.preview), "final": list(r.final)}
+                | ({"difficulty": dict(zip(("preview", "final"), r.difficulty, strict=True))} if r.difficulty else {})
+                for r in self.runs
             ],
         }
         return body | {"digest": digest_json(body)}
@@ -229,9 +261,7 @@ class WindowSet:
         try:
             document: Mapping[str, Any] = read_json(schedule)
             tokens = load_file(directory / "tokens.safetensors")["tokens"]
-            runs = tuple(
-                RunWindows(r["run"], r["seed"], tuple(r["preview"]), tuple(r["final"])) for r in document["runs"]
-            )
+            runs = tuple(_run_of(entry) for entry in document["runs"])
             windows = cls(tokens, runs, document["provider"], document["tokenizer_digest"], document["seed"])
         except (OSError, SafetensorError, EvidenceError, KeyError, TypeError) as error:
             raise DataError(f"windows in {directory} cannot be read: {error}", "redo setup_baseline") from error
@@ -242,16 +272,31 @@ class WindowSet:
         return windows
 
 
+def _run_of(entry: Mapping[str, Any]) -> RunWindows:
+    means = entry.get("difficulty")
+    pair = (means["preview"], means["final"]) if means else None
+    return RunWindows(entry["run"], entry["seed"], tuple(entry["preview"]), tuple(entry["final"]), pair)
+
+
 def make_windows(
-    documents: Iterable[Sequence[int]], demand: WindowDemand, *, provider: str, tokenizer_digest: str
+    documents: Iterable[Sequence[int]],
+    demand: WindowDemand,
+    *,
+    provider: str,
+    tokenizer_digest: str,
+    decode: Callable[[Tokens], Sequence[str]] | None = None,
 ) -> WindowSet:
     """Chunk token ids without overlap, drop repeated windows and schedule the runs.
+
+    Args:
+        decode: the text of each window, by which its difficulty is judged; without it, arms alternate along the text.
 
     Raises:
         DataError: when the text is too short.
     """
     tokens = _first_of_each(chunk(documents, demand.seq_len, demand.seq_len))
-    windows = WindowSet(tokens, schedule_runs(len(tokens), demand), provider, tokenizer_digest)
-    if any(len(r.preview) != demand.preview or len(r.final) != demand.final for r in windows.runs):
-        raise BrokenContract("schedule does not give each arm its windows")
-    return windows
+    if len(tokens) < demand.windows:
+        raise too_short(len(tokens), demand, "full windows, no overlap")
+    hardness = difficulty.difficulties(decode(tokens)) if decode else None
+    runs = schedule_runs(len(tokens), demand, hardness=hardness)
+    return WindowSet(tokens, runs, provider, tokenizer_digest)

@@ -9,7 +9,7 @@ from evpack.checkpoint.profile import build_profile, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.storage import bring_in
 from evpack.data.sources import source_from
-from evpack.data.tokenise import load_tokenizer, token_ids, tokenizer_digest
+from evpack.data.tokenise import load_tokenizer, texts_of, token_ids, tokenizer_digest
 from evpack.data.windows import WindowDemand, make_windows
 from evpack.errors import CheckpointError, MissingFile
 from evpack.files import publishing
@@ -89,6 +89,7 @@ def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
         WindowDemand.from_settings(ctx.settings),
         provider=source.provider,
         tokenizer_digest=tokenizer_digest(tokenizer),
+        decode=lambda tokens: texts_of(tokenizer, tokens),
     )
     with publishing(place.windows, str(ctx.attempt)) as part:
         windows.save(part)
