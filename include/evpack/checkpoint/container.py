@@ -44,6 +44,8 @@ DTYPES: dict[str, tuple[str, int]] = {
 _LENGTH = struct.Struct("<Q")
 _LENGTH_DIGITS = 20
 """Digits of the largest 64-bit offset: what a header entry is sized for before its offsets are known."""
+_COMPARED_BYTES = 1 << 20
+"""Compared at a time; tensors that differ mostly do so at once."""
 _MEND = "fetch or convert the checkpoint again; this file is damaged"
 
 
@@ -134,8 +136,11 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    views = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(*views)
+    a, b = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return all(
+        torch.equal(a[start : start + _COMPARED_BYTES], b[start : start + _COMPARED_BYTES])
+        for start in range(0, len(a), _COMPARED_BYTES)
+    )
 
 
 def info_of(tensor: torch.Tensor) -> TensorInfo:

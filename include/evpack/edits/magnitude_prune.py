@@ -8,14 +8,11 @@ from evpack.edits.kernel import BLOCK_ELEMENTS, Kernel
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import torch
 
     from evpack.catalog.edit_spec import ResolvedEdit
-
-_HALF = 16
-"""Bits per level of the histogram: one level orders 16-bit floats, two order 32-bit floats."""
 
 
 class MagnitudePrune(Kernel):
@@ -36,7 +33,7 @@ class MagnitudePrune(Kernel):
         count = int(flat.numel() * self.sparsity)
         if count > 0:
             _zero_smallest(flat, count)
-        self._zeros += int((flat == 0).sum())
+        self._zeros += sum(int((_keys(block) == 0).sum()) for block in _blocks(flat))
         self._elements += flat.numel()
         return result
 
@@ -58,16 +55,11 @@ class MagnitudePrune(Kernel):
 
 
 def _zero_smallest(flat: torch.Tensor, count: int) -> None:
-    """Zero the `count` smallest magnitudes in place.
-
-    Non-negative floats order as their bit patterns do, so a histogram over the patterns finds the exact threshold
-    in one or two passes, whatever the size.
-    """
-    threshold, below = _threshold(flat, count)
-    ties = count - below
+    """Zero the `count` smallest magnitudes in place; non-negative floats order as their bit patterns do."""
+    threshold, ties = _threshold(flat, count)
     for block in _blocks(flat):
         keys = _keys(block)
-        block[keys < threshold] = 0
+        block.view(keys.dtype).mul_(keys >= threshold)
         if ties > 0:
             first = (keys == threshold).nonzero().view(-1)[:ties]
             block[first] = 0
@@ -75,31 +67,17 @@ def _zero_smallest(flat: torch.Tensor, count: int) -> None:
 
 
 def _threshold(flat: torch.Tensor, count: int) -> tuple[int, int]:
-    """Pattern of the `count`-th smallest magnitude, and how many magnitudes are smaller."""
-    wide = flat.element_size() == 4
-    high, below = _bin(_histogram(flat, lambda keys: keys >> _HALF if wide else keys), count)
-    if not wide:
-        return high, below
-    low, within = _bin(_histogram(flat, lambda keys: keys[(keys >> _HALF) == high] & ((1 << _HALF) - 1)), count - below)
-    return (high << _HALF) | low, below + within
+    """Pattern of the `count`-th smallest magnitude, and how many entries of that pattern are among the smallest."""
+    import numpy as np
 
-
-def _histogram(flat: torch.Tensor, bins: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    total = torch.zeros(1 << _HALF, dtype=torch.int64, device=flat.device)
-    for block in _blocks(flat):
-        total += torch.bincount(bins(_keys(block)), minlength=1 << _HALF)
-    return total
-
-
-def _bin(histogram: torch.Tensor, count: int) -> tuple[int, int]:
-    """The bin that holds the `count`-th entry, and how many entries lie in the bins before it."""
-    import torch
-
-    running = histogram.cumsum(0)
-    index = int(torch.searchsorted(running, count))
-    return index, int(running[index - 1]) if index else 0
+    keys = _keys(flat)
+    if keys.device.type != "cpu":
+        threshold = keys.kthvalue(count).values
+        return int(threshold), count - int((keys < threshold).sum())
+    ordered = keys.numpy()
+    ordered.partition(count - 1)  # vectorised, in place; torch has nothing as fast on the CPU
+    limit = ordered[count - 1]
+    return int(limit), int(np.count_nonzero(ordered[:count] == limit))
 
 
 def _keys(block: torch.Tensor) -> torch.Tensor:
