@@ -221,7 +221,7 @@ def test_state_files(make_settings: MakeSettings, run: RunDir, home: Home) -> No
     pins = read_json(run.model_revisions)
     assert pins["model_list"] == ["tiny"]
     assert pins["models"]["tiny"]["revision"] == plan.models[0].source.revision
-    assert sorted(path.name for path in run.root.iterdir()) == ["state"]
+    assert sorted(path.name for path in run.root.iterdir()) == ["analysis", "state"]
 
 
 def test_a_killed_plan_is_made_again(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
@@ -279,7 +279,7 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
         ({"repeats": 2}, "PACK_REPEATS=2"),
         ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
-        ({"calibration_preset_file": "/p.yaml"}, "calibration_preset_file"),
+        ({"calibration_preset_file": "/p.yaml"}, "calibration preset /p.yaml does not exist"),
         ({"drift_calibration_runs": 0}, "DRIFT_CALIBRATION_RUNS=0"),
         ({"tuned_edit_params_file": "/no/tuned.json"}, "/no/tuned.json"),
         ({"min_free_disk_gb": 1e9}, "no disk space"),

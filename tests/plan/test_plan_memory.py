@@ -13,11 +13,16 @@ from evpack.errors import BadInput
 from evpack.plan import memory
 from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb
 from evpack.plan.memory import Devices, devices_needed, host_devices, scoring_gb
+from evpack.plan.nvml import DeviceFacts
 from evpack.settings import resolve
 
 
 def settings(**params: Any) -> Any:
     return resolve(params, {}, {}, {})
+
+
+def devices(*memory_gb: float) -> list[DeviceFacts]:
+    return [DeviceFacts(f"GPU-{index}", index, size, size, 0, None) for index, size in enumerate(memory_gb)]
 
 
 def test_logits_of_the_real_batch_are_planned() -> None:
@@ -61,25 +66,26 @@ def test_more_weights_never_need_fewer_devices(a: float, b: float, count: int) -
     ("params", "expected"),
     [
         ({}, Devices(4, 24)),
-        ({"num_gpus": 2}, Devices(2, 24)),
+        ({"num_gpus": 2}, Devices(2, 48)),
         ({"num_gpus": 0}, Devices(0)),
         ({"num_gpus": 9, "gpu_memory_gb": 20}, Devices(4, 20)),
         ({"gpu_memory_gb": 20, "gpu_memory_per_device": 18}, Devices(4, 18)),
         ({"cuda_visible_devices": "1,3"}, Devices(2, 48)),
         ({"gpu_id_list": "0,7"}, Devices(1, 80)),
-        ({"cuda_visible_devices": "GPU-8f2a"}, Devices(1, 24)),
+        ({"cuda_visible_devices": "GPU-2"}, Devices(1, 24)),
+        ({"cuda_visible_devices": "GPU-8f2a"}, Devices(0)),
         ({"cuda_visible_devices": "-1"}, Devices(0)),
     ],
 )
 def test_device_pool(params: dict[str, Any], expected: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "detect_devices", lambda: [80.0, 48.0, 24.0, 80.0])
+    monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0, 48.0, 24.0, 80.0))
     assert host_devices(settings(**params)) == expected
 
 
 def test_hidden_devices_and_hosts_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "detect_devices", lambda: [80.0])
+    monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0))
     assert host_devices(resolve({}, {}, {"CUDA_VISIBLE_DEVICES": ""}, {})) == Devices(0)
-    monkeypatch.setattr(memory, "detect_devices", list)
+    monkeypatch.setattr(memory, "read_devices", list)
     assert host_devices(settings(num_gpus=8, gpu_memory_gb=80)) == Devices(0)
     assert host_devices(settings(cuda_visible_devices="0,1")) == Devices(0)
 

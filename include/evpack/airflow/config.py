@@ -19,6 +19,7 @@ from pathlib import Path
 from evpack.errors import BadInput
 from evpack.files import write_atomic
 from evpack.home import Home
+from evpack.plan.lanes import MAX_MAP_LENGTH
 
 PROJECT_ENV = "EVPACK_PROJECT"
 """Directory that holds dags/ and plugins/, when they do not stand beside the package."""
@@ -28,9 +29,6 @@ NIGHTLY_DAG = "evidence_nightly"
 
 USER = "admin"
 HOST = "127.0.0.1"
-
-MAX_MAP_LENGTH = 20_000
-"""Longest list a mapped group may be expanded over (Airflow's default is 1,024); `plan.order` has wider bands."""
 
 SPARE_TASKS = 6
 """Tasks beyond the pools' slots that may run at once: selections, plan, verdict."""

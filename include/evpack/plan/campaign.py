@@ -19,14 +19,23 @@ from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
 from evpack.catalog.supported import FAULT_TENSORS
 from evpack.catalog.tuned import TunedParams, load_tuned
 from evpack.errors import BadInput
-from evpack.files import Json, utc_now, write_json
+from evpack.files import Json, utc_now, write_atomic, write_json
 from evpack.home import Home
 from evpack.plan import preflight
 from evpack.plan.disk import ModelSpace, check_space
 from evpack.plan.lanes import lane_of
-from evpack.plan.memory import Devices, devices_needed, edits_share_a_pass, host_devices
+from evpack.plan.memory import (
+    Devices,
+    check_lanes,
+    devices_needed,
+    edits_share_a_pass,
+    host_devices,
+    memory_plan,
+    scoring_gb,
+)
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
+from evpack.plan.reuse import reused_presets
 from evpack.plan.revisions import pins_document, settle_pins, store_pins
 from evpack.plan.sources import Source, open_source
 from evpack.rundir import RunDir, model_name
@@ -90,6 +99,8 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
         "policy.json": resolve_policy(settings.tier, settings.profile).to_json(),
     }
+    if presets := reused_presets([model.name for model in models], settings):
+        documents["reused_presets.json"] = presets
     space = tuple(_space(source, manifest.scenarios, settings) for source in sources)
     return Draft(plan, documents, space, tuple(source.directory for source in sources), pins)
 
@@ -129,12 +140,14 @@ def plan_campaign(
     if settings.resume is not None:
         raise BadInput(f"{run.root} holds no plan to resume", "give the run directory of a planned campaign")
     draft = build_plan(settings, home, utc_now())
+    check_lanes(draft.plan, home.pools)
     check_draft(draft, run, settings, check_source)
     state = run.plan.parent
     for name, value in {**draft.documents, "source_repo.json": dict(source_repo)}.items():
         write_json(state / name, value)
     if settings.net and draft.pins:
         store_pins(home, draft.pins, settings.suite, draft.plan.created_at)
+    write_atomic(run.analysis / "memory_plan.csv", memory_plan(draft.plan, settings).encode())
     write_json(run.plan, draft.plan.to_json(), replace=False)
     return draft.plan
 
@@ -173,6 +186,7 @@ def _model(
         devices=count,
         lane=lane_of(count, source.weights_gb).id,
         batch=settings.eval_batch,
+        scoring_gb=round(scoring_gb(source.weights_gb, source.vocab, settings), 3),
         batch_edits=edits_share_a_pass(
             source.id,
             source.weights_gb,
@@ -218,7 +232,8 @@ def _model_steps(
         )
 
     setup = step(StepType.SETUP_BASELINE, None, ())
-    calibrate = step(StepType.CALIBRATE, None, (setup,), settings.drift_calibration_runs)
+    # Every run that an evaluation pairs with is scored here, once, also where presets are reused.
+    calibrate = step(StepType.CALIBRATE, None, (setup,), settings.scheduled_runs)
     preset = step(StepType.DERIVE_PRESET, None, (calibrate,))
     steps = [setup, calibrate, preset]
     for scenario in scenarios:

@@ -13,6 +13,9 @@ from evpack.errors import BadInput
 DEVICE_COUNTS = (0, 1, 2, 4, 8)
 """Accelerators a lane's steps hold; a model that needs 3 takes 4."""
 
+MAX_MAP_LENGTH = 20_000
+"""Longest list a mapped group may be expanded over (Airflow's default is 1,024); `plan.order` has wider bands."""
+
 SIZE_CLASSES: tuple[tuple[str, float], ...] = (("s", 30.0), ("m", 70.0), ("l", 100.0), ("x", float("inf")))
 """Class and the weights (GB) it stays below: the reference's size boosts (scheduling spec, section 3)."""
 

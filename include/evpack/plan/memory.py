@@ -5,13 +5,19 @@ Scoring is teacher-forced: no key-value cache is kept, so what comes on top of t
 
 from __future__ import annotations
 
-import contextlib
+import csv
+import io
 import math
-import warnings
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from evpack.errors import BadInput
-from evpack.plan.lanes import DEVICE_COUNTS
+from evpack.files import read_json
+from evpack.plan.lanes import DEVICE_COUNTS, LANES, MAX_MAP_LENGTH
+from evpack.plan.model import CampaignPlan, StepPlan, StepType
+from evpack.plan.nvml import in_pool, read_devices
+from evpack.plan.order import priority
 from evpack.settings import Settings
 
 GB = 1e9
@@ -21,6 +27,14 @@ LARGE_NAMES = ("70b", "72b", "65b", "mixtral", "8x7b", "moe")
 """Parts of model ids whose edits are made singly, and..."""
 LARGE_GB = 170
 """... memory of a scoring step from which they are (scheduling spec, section 2)."""
+SCORING = frozenset({StepType.CALIBRATE, StepType.EVALUATE})
+"""The steps that compute on accelerators; edits stream on the CPU."""
+PRESET_GB = 5.0
+"""Planned for deriving a preset (scheduling spec, 4.2)."""
+MEMORY_PLAN_COLUMNS = (
+    *("task_id", "status", "task_type", "model_name", "model_id", "model_size_gb", "required_gpus", "adaptive_gpus"),
+    *("assigned_gpus", "priority"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,34 +93,93 @@ def edits_share_a_pass(model: str, weights_gb: float, vocab: int, edits: int, se
 
 
 def host_devices(settings: Settings) -> Devices:
-    """The accelerators of this host that the settings admit: pool, then NUM_GPUS of it; none without a driver."""
-    pool = settings.cuda_visible_devices if settings.cuda_visible_devices is not None else settings.gpu_id_list
-    if settings.num_gpus == 0 or pool == () or pool == ("-1",):
+    """The healthy accelerators of this host that the settings admit (`nvml.in_pool`); none without a driver."""
+    names = settings.cuda_visible_devices if settings.cuda_visible_devices is not None else settings.gpu_id_list
+    if settings.num_gpus == 0 or names == ():
         return Devices(0)
-    memories = detect_devices()
-    if pool is not None:
-        chosen = [memories[int(text)] for text in pool if text.isdecimal() and int(text) < len(memories)]
-        named = [text for text in pool if not text.isdecimal()]  # UUIDs: any device may be meant
-        memories = chosen + ([min(memories)] * len(named) if memories else [])
-    count = len(memories) if settings.num_gpus is None else min(settings.num_gpus, len(memories))
-    if count == 0:
+    pool = [device for device in in_pool(read_devices(), settings) if device.fault is None]
+    if not pool:
         return Devices(0)
-    return Devices(count, settings.gpu_memory_per_device or settings.gpu_memory_gb or min(memories))
+    smallest = min(device.memory_gb for device in pool)
+    return Devices(len(pool), settings.gpu_memory_per_device or settings.gpu_memory_gb or smallest)
 
 
-def detect_devices() -> list[float]:
-    """Total memory of every device of this host, GB; empty without driver or device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the pynvml package says that nvidia-ml-py is its successor
-        import pynvml
+def devices_of(plan: CampaignPlan, step: StepPlan) -> int:
+    """Accelerators that a step computes on; 0 for all that do not score a model."""
+    return plan.model(step.model).devices if step.model and step.type in SCORING else 0
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [pynvml.nvmlDeviceGetMemoryInfo(handle).total / GB for handle in handles]
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+
+def step_gb(plan: CampaignPlan, step: StepPlan, settings: Settings) -> float:
+    """Memory of a step for planning, GB (scheduling spec, 4.2, with logits in the place of a cache).
+
+    Edits stream, so their figure is an upper bound that nothing waits for.
+    """
+    if step.model is None:
+        return 0.0
+    model = plan.model(step.model)
+    if step.type in SCORING:
+        return model.scoring_gb
+    if step.type is StepType.SETUP_BASELINE:
+        return model.weights_gb + settings.model_load_overhead_gb
+    if step.type is StepType.DERIVE_PRESET:
+        return PRESET_GB
+    if model.batch_edits and step.edit is not None:
+        return 2 * model.weights_gb + settings.batch_edit_overhead_gb
+    return model.weights_gb + settings.edit_overhead_gb
+
+
+def memory_plan(plan: CampaignPlan, settings: Settings) -> str:
+    """analysis/memory_plan.csv: one line per step of a model, with the reference's columns.
+
+    `priority` is the weight in Airflow. `adaptive_gpus` stays empty: a step never runs on fewer devices than planned;
+    so does `assigned_gpus`: devices are chosen when the step starts (attempt records name them).
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(MEMORY_PLAN_COLUMNS)
+    places: Counter[tuple[StepType, str | None]] = Counter()
+    for step in plan.steps:
+        if step.model is None:
+            continue
+        model = plan.model(step.model)
+        category = plan.scenario(step.scenario).category if step.scenario else None
+        weight = priority(step.type, step.lane, places[step.type, step.lane])
+        places[step.type, step.lane] += 1
+        table.writerow(
+            (
+                step.id,
+                "planned",
+                step.type.reference_name(category, batch=model.batch_edits),
+                *(model.name, model.id),
+                math.ceil(step_gb(plan, step, settings)),
+                *(devices_of(plan, step), "", ""),
+                weight,
+            )
+        )
+    return text.getvalue()
+
+
+def check_lanes(plan: CampaignPlan, pools: Path) -> None:
+    """Refuse what Airflow would let wait forever or fail on.
+
+    Args:
+        pools: what `evpack airflow setup` made; a deployment without it is not checked.
+
+    Raises:
+        BadInput: a lane's steps take more slots than their pool has, or a list is longer than one may be expanded.
+    """
+    slots = read_json(pools) if pools.is_file() else None
+    used = {step.lane for step in plan.steps if step.lane}
+    for lane in (lane for lane in LANES if lane.id in used):
+        if slots is not None and slots.get(lane.pool, 0) < lane.pool_slots:
+            raise BadInput(
+                f"steps of lane {lane.id} take {lane.pool_slots} slots of pool {lane.pool}, which has "
+                f"{slots.get(lane.pool, 0)} ({pools})",
+                "run `evpack airflow setup` where the devices are, or plan for fewer with NUM_GPUS",
+            )
+        cells = len(plan.steps_of(StepType.CREATE, lane=lane.id))
+        if cells > MAX_MAP_LENGTH:
+            raise BadInput(
+                f"lane {lane.id} has {cells} cells, more than the {MAX_MAP_LENGTH} that one list may have",
+                "split the models or the scenarios over several campaigns",
+            )

@@ -83,6 +83,8 @@ class ModelPlan(Frozen):
     """Lane id, see `plan.lanes`."""
     batch: int = Field(ge=1)
     """Windows per forward pass."""
+    scoring_gb: float = Field(default=0.0, ge=0)
+    """Memory of a scoring step on all its devices together, GB."""
     batch_edits: bool = False
     """Whether all edits are made in one pass over the baseline."""
 

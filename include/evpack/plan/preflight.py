@@ -21,7 +21,7 @@ CheckSource = Callable[[Settings, Iterable[Path]], object]
 Takes the settings and the checkpoint directories; raises BadInput.
 """
 
-_FRESH = frozenset({"state", "logs"})
+_FRESH = frozenset({"analysis", "state", "logs"})
 """What a killed plan or a scheduler may have left in a run directory without a plan."""
 
 
@@ -44,11 +44,11 @@ def check_settings(settings: Settings) -> None:
             raise BadInput(
                 f"{name}={', '.join(sorted(values - known))} is not supported", f"use {', '.join(sorted(known))}"
             )
-    for name in ("calibration_preset_file", "calibration_preset_dir"):
-        if getattr(settings, name) is not None:
-            raise BadInput(f"{name} is not supported", "unset it")
-    if settings.drift_calibration_runs == 0:
-        raise BadInput("DRIFT_CALIBRATION_RUNS=0: guard calibration disabled", "set it to 1 or more")
+    if settings.drift_calibration_runs == 0 and not settings.reuses_presets:
+        raise BadInput(
+            "DRIFT_CALIBRATION_RUNS=0: guard calibration disabled",
+            "set it to 1 or more, or reuse presets with PACK_CALIBRATION_PRESET_DIR or _FILE",
+        )
     if settings.signing_key is not None and not Path(settings.signing_key).is_file():
         raise MissingFile("PACK_SIGNING_KEY names no file", "make a key with `evpack keygen`, or unset it")
 
