@@ -25,6 +25,8 @@ class StepExit(IntEnum):
     """No space or quota left: permanent until somebody makes room."""
     BLOCKED = 14
     """Something this step needs was not produced: a failure, never a skip."""
+    NO_DEVICE = 15
+    """The devices did not become free within LEASE_WAIT: tried again later, which costs no retry."""
 
 
 class CampaignExit(IntEnum):
@@ -100,6 +102,16 @@ class Transient(EvpackError):
     """A failure that may go away by itself (network, a busy device)."""
 
     exit_code = StepExit.TRANSIENT
+
+
+class DeviceFault(Transient):
+    """An accelerator failed or cannot be initialised; another one may do."""
+
+
+class NoDevice(EvpackError):
+    """The devices that a step needs are all in use."""
+
+    exit_code = StepExit.NO_DEVICE
 
 
 # --- nobody's fault: a dependency is missing ------------------------------------------------------

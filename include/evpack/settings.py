@@ -134,11 +134,16 @@ class Settings(BaseModel):
         Annotated[Gigabytes | None, BeforeValidator(auto)],
         Var(HARDWARE, "GPU_MEMORY_PER_DEVICE", "The same, stronger than GPU_MEMORY_GB.", PLAN),
     ] = None
-    gpu_min_free_gb: Annotated[Gigabytes, Var(HARDWARE, "GPU_MIN_FREE_GB", "Free memory a device must have.")] = 10
-    gpu_require_idle: Annotated[bool, Var(HARDWARE, "GPU_REQUIRE_IDLE", "Only devices without compute processes.")] = (
-        True
-    )
-    gpu_cache_ttl: Annotated[Seconds, Var(HARDWARE, "GPU_CACHE_TTL", "Age of cached device facts, s.")] = 5
+    gpu_min_free_gb: Annotated[
+        Gigabytes, Var(HARDWARE, "GPU_MIN_FREE_GB", "Free memory a device must have.", ENGINE)
+    ] = 10
+    gpu_require_idle: Annotated[
+        bool, Var(HARDWARE, "GPU_REQUIRE_IDLE", "Only devices without compute processes.", ENGINE)
+    ] = True
+    gpu_cache_ttl: Annotated[Seconds, Var(HARDWARE, "GPU_CACHE_TTL", "Age of cached device facts, s.", ENGINE)] = 5
+    lease_wait: Annotated[
+        Seconds, Var(HARDWARE, "LEASE_WAIT", "Wait of a step for its devices, s; then it is tried later.", ENGINE)
+    ] = 900
     gpu_reservation_ttl: Annotated[
         Seconds, Var(HARDWARE, "GPU_RESERVATION_TTL", "Life of a device reservation, s.", airflow=_POOLS)
     ] = 60
@@ -254,11 +259,11 @@ class Settings(BaseModel):
     ] = None
     calibration_preset_dir: Annotated[
         FilePath | None,
-        Var(EDITS, "PACK_CALIBRATION_PRESET_DIR", "Presets to reuse, by model; refused so far.", PLAN),
+        Var(EDITS, "PACK_CALIBRATION_PRESET_DIR", "Presets to reuse, by model, in place of calibration runs.", PLAN),
     ] = None
     calibration_preset_file: Annotated[
         FilePath | None,
-        Var(EDITS, "PACK_CALIBRATION_PRESET_FILE", "One preset to reuse for all models; refused so far.", PLAN),
+        Var(EDITS, "PACK_CALIBRATION_PRESET_FILE", "One preset to reuse; stronger than the directory.", PLAN),
     ] = None
 
     # --- experiment
@@ -317,7 +322,7 @@ class Settings(BaseModel):
     ] = 5
     worker_max_failures: Annotated[
         Positive,
-        Var(WORKERS, "WORKER_MAX_FAILURES", "Failures in a row.", airflow="task retries; no worker of our own"),
+        Var(WORKERS, "WORKER_MAX_FAILURES", "Failures in a row after which a device is quarantined.", ENGINE),
     ] = 10
     worker_timeout: Annotated[
         Seconds,
@@ -369,6 +374,21 @@ class Settings(BaseModel):
     def timeout_for(self, task_type: str) -> int | None:
         """Execution limit in seconds of a task type (`StepType.reference_name`), None for no limit."""
         return self.task_timeouts.get(task_type.upper(), self.task_timeout_default)
+
+    @property
+    def reuses_presets(self) -> bool:
+        """Whether presets of an earlier campaign take the place of calibration runs."""
+        return self.calibration_preset_file is not None or self.calibration_preset_dir is not None
+
+    @property
+    def calibration_runs(self) -> int:
+        """Calibration runs per model: DRIFT_CALIBRATION_RUNS, none where presets are reused."""
+        return 0 if self.reuses_presets else self.drift_calibration_runs
+
+    @property
+    def scheduled_runs(self) -> int:
+        """Runs that get windows; evaluation run k pairs with baseline run k, so the largest number counts."""
+        return max(self.calibration_runs, self.clean_edit_runs, self.stress_edit_runs, 1)
 
     @property
     def model_slots(self) -> tuple[str | None, ...]:

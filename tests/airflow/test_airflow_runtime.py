@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from evpack.airflow.operators import BlockedTask, StepFailed, StepRetry, end_task
 from evpack.errors import StepExit
@@ -139,7 +141,10 @@ def test_every_exit_code_has_its_way_to_end() -> None:
         StepExit.OUT_OF_MEMORY: StepRetry,
         StepExit.TRANSIENT: StepRetry,
     }
-    assert expected.keys() | {StepExit.OK} == set(StepExit)
+    assert expected.keys() | {StepExit.OK, StepExit.NO_DEVICE} == set(StepExit)
+    with pytest.raises(AirflowRescheduleException) as waits:
+        end_task(StepExit.NO_DEVICE, "m.calibrate")
+    assert waits.value.reschedule_date > datetime.now(UTC)
     for code, error in expected.items():
         with pytest.raises(error, match=code.name.lower()):
             end_task(code, "m.calibrate")

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
 from evpack.errors import EvpackError, StepExit
 from evpack.home import Home
@@ -31,6 +33,12 @@ RUN_DIR_KEY = "run_dir"
 
 RETRIED = frozenset({StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY})
 """Exit codes of a step that another try may cure."""
+
+
+DEVICE_PAUSE = timedelta(minutes=1)
+"""How long a task that got no device gives its slots to others before it asks again."""
+
+log = logging.getLogger(__name__)
 
 
 class BlockedTask(AirflowFailException):
@@ -182,6 +190,7 @@ def end_task(code: int, step_id: str) -> None:
 
     Raises:
         BlockedTask: when something the step needs is missing.
+        AirflowRescheduleException: when its devices are all in use; costs no retry.
         StepRetry: when another try may cure it (also when a signal ended the step).
         StepFailed: when no further try can.
     """
@@ -194,6 +203,9 @@ def end_task(code: int, step_id: str) -> None:
     except ValueError:
         raise StepFailed(f"{step_id} ended with the unknown code {code}: a defect, see the log above") from None
     message = f"{step_id}: {exit_.name.lower()} (exit {code}), see the log above"
+    if exit_ is StepExit.NO_DEVICE:
+        log.warning("%s; the task gives its slots back and asks again in %s", message, DEVICE_PAUSE)
+        raise AirflowRescheduleException(datetime.now(UTC) + DEVICE_PAUSE)
     if exit_ is StepExit.BLOCKED:
         raise BlockedTask(message)
     raise StepRetry(message) if exit_ in RETRIED else StepFailed(message)

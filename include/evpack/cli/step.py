@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
         dag_run: str | None = typer.Option(None, "--dag-run", help="Id of the DAG run that asks."),
     ) -> None:
         """Run one step of a campaign; the exit code says how it ended."""
+        from evpack.runtime.leases import lease_devices
         from evpack.steps.runner import main_step
 
-        raise typer.Exit(main_step(run_dir, step_id, try_, dag_run))
+        raise typer.Exit(main_step(run_dir, step_id, try_, dag_run, lease_devices))

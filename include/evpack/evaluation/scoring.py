@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evpack.errors import OutOfMemory, Transient
+from evpack.errors import DeviceFault, OutOfMemory
 from evpack.evaluation.records import Arm, Compute, WindowLoss
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Placement:
             checkpoint_dtype: safetensors name of the weights' type, e.g. ``BF16``.
 
         Raises:
-            Transient: when the plan gives accelerators and this process sees none.
+            DeviceFault: when the plan gives accelerators and this process sees none.
         """
         import torch
 
         if devices == 0:
             return cls("cpu", torch.float32)
         if not torch.cuda.is_available():
-            raise Transient(
+            raise DeviceFault(
                 f"the plan gives {devices} devices, this process sees none", "check the driver and the pool"
             )
         return cls("cuda", {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint_dtype, torch.float32))

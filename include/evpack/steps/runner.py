@@ -8,23 +8,26 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepExit
 from evpack.files import digest_json, write_json
 from evpack.home import Home
+from evpack.plan.memory import devices_of
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, load_plan
 from evpack.plan.model import step_id as make_step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state
-from evpack.steps.base import StepContext, StepFunction, log
+from evpack.steps.base import LeaseDevices, StepContext, StepFunction, log
 
 STEP_FUNCTIONS: Mapping[StepType, str] = {
     StepType.SETUP_BASELINE: "evpack.steps.setup_baseline:setup_baseline",
@@ -57,7 +60,13 @@ class TimedOut(BaseException):
 
 
 def run_step(
-    run_dir: Path, step_id: str, *, attempt: int = 1, dag_run: str | None = None, own_process: bool = False
+    run_dir: Path,
+    step_id: str,
+    *,
+    attempt: int = 1,
+    dag_run: str | None = None,
+    own_process: bool = False,
+    lease: LeaseDevices | None = None,
 ) -> StepExit:
     """Run one step of a planned campaign.
 
@@ -66,6 +75,7 @@ def run_step(
         attempt: try number within the DAG run, from 1.
         dag_run: id of the DAG run that asks; a higher try of the same DAG run redoes a finished step.
         own_process: True in a process that runs nothing else: SIGTERM and the step's time limit then end the step.
+        lease: holds the devices of a step that needs some; without it such a step is refused.
 
     Returns:
         The classified exit code; the error's text is in the attempt record and the log.
@@ -84,9 +94,8 @@ def run_step(
         error: str | None = "interrupted"
         try:
             with _limits(step, own_process):
-                _finish(
-                    StepContext(run, plan, settings, step, Home.locate(), attempt, _batch(run, plan, step)), dag_run
-                )
+                ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, _batch(run, plan, step))
+                _finish(ctx, record, lease)
             exit_, error = StepExit.OK, None
         except Exception as problem:
             exit_, error = classify(problem), _text(problem)
@@ -107,8 +116,9 @@ def run_step(
     return exit_
 
 
-def _finish(ctx: StepContext, dag_run: str | None) -> None:
+def _finish(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None) -> None:
     """Do the step's work unless a valid marker says it is done."""
+    dag_run = record.dag_run
     inputs = input_digest(ctx.run, ctx.plan, ctx.step)
     marker = state.read_marker(ctx.run, ctx.step.id)
     if marker is not None and ctx.step.type not in ALWAYS_RUN:
@@ -121,13 +131,27 @@ def _finish(ctx: StepContext, dag_run: str | None) -> None:
     skipped = _skipped(ctx.plan, ctx.step)
     if skipped is not None:
         log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
-    published = [] if skipped is not None else _function(ctx.step.type)(ctx)
+    published = [] if skipped is not None else _work(ctx, record, lease)
     if not published and skipped is None:
         raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
     state.write_marker(
         ctx.run, ctx.step, input_digest=inputs, published=published, dag_run=dag_run, attempt=ctx.attempt
     )
     log.info("%s done", ctx.step.id)
+
+
+def _work(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None) -> list[Path]:
+    """The step function's work, on the devices the plan gives the step; its time limit stands still while it waits."""
+    count = devices_of(ctx.plan, ctx.step)
+    if count == 0:
+        return _function(ctx.step.type)(ctx)
+    if lease is None:
+        raise BrokenContract(f"step {ctx.step.id} needs {count} devices, and whoever runs it leases none")
+    left = signal.alarm(0)
+    with lease(ctx, count) as leased:
+        signal.alarm(left)
+        record.begin_on(leased)
+        return _function(ctx.step.type)(replace(ctx, leased=leased))
 
 
 def _skipped(plan: CampaignPlan, step: StepPlan) -> str | None:
@@ -233,12 +257,13 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
         signal.alarm(0)
 
 
-def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None) -> int:
-    """`evpack step`: run a step in this process, its log on standard output."""
+def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, lease: LeaseDevices | None = None) -> int:
+    """`evpack step`: run a step in this process, its log on standard output. It sees no device but those it leases."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return int(run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True))
+        return int(run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True, lease=lease))
     except BadInput as error:
         print(f"evpack: {error.diagnostics()}", file=sys.stderr)
         return int(StepExit.BAD_INPUT)

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from evpack.errors import EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
 from evpack.plan.model import CampaignPlan, StepPlan
 from evpack.rundir import RunDir
+from evpack.steps.base import Leased
 
 MARKER_SCHEMA = "evpack_step_marker_v1"
 ATTEMPT_SCHEMA = "evpack_step_attempt_v1"
@@ -129,6 +130,8 @@ class Attempt:
     step: str
     number: int
     dag_run: str | None
+    leased: Leased | None = None
+    """The devices it holds, once it has them."""
     started_at: str = field(default_factory=utc_now)
     _clock: float = field(default_factory=time.monotonic)
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -136,6 +139,11 @@ class Attempt:
     def begin(self) -> None:
         """Record that the attempt runs."""
         self._write({"exit": None, "class": "running", "ended_at": None, "seconds": None, "error": None})
+
+    def begin_on(self, leased: Leased) -> None:
+        """Record that the attempt runs and which devices it holds."""
+        self.leased = leased
+        self.begin()
 
     def end(self, exit_: StepExit, error: str | None) -> None:
         """Record how the attempt ended."""
@@ -159,6 +167,7 @@ class Attempt:
             "peak_rss_bytes": peak_rss_bytes(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "leased": asdict(self.leased) if self.leased else None,
             **end,
         }
         write_json(self.run.attempts(self.step) / f"{self.number:03d}-{self._name}.json", value)
@@ -189,6 +198,8 @@ def step_state(run: RunDir, step_id: str) -> str:
     if not attempts:
         return "waiting"
     last = attempts[-1]
+    if last["class"] == StepExit.NO_DEVICE.name.lower():
+        return "waiting"
     if last["class"] != "running":
         return "failed"
     return "running" if _alive(last) else "failed"
@@ -241,5 +252,5 @@ def errors(run: RunDir, plan: CampaignPlan) -> list[dict[str, Any]]:
         }
         for step in plan.steps
         for record in read_attempts(run, step.id)
-        if record["class"] not in ("ok", "running")
+        if record["class"] not in ("ok", "running", StepExit.NO_DEVICE.name.lower())
     ]

@@ -54,7 +54,7 @@ class Bench:
         model, place = model_of(ctx)
         prepare_process(ctx.settings.determinism)
         baseline = open_baseline(place)
-        where = Placement.choose(model.devices, main_dtype(baseline))
+        where = Placement.choose(0 if ctx.leased.simulated else model.devices, main_dtype(baseline))
         return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
 
     def load(self, checkpoint: CheckpointLike) -> tuple[Any, LoadingReport]:

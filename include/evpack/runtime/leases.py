@@ -1,0 +1,296 @@
+"""Device leases: which accelerators a step holds, by advisory locks on files in EVPACK_HOME/leases.
+
+The process that computes holds one lock per device and the kernel drops it when that process dies, whatever happened to
+Airflow or a container engine. A step gets all its devices at once or none: claims follow one after the other under
+a lock of their own, so two claims never hold half of what the other needs. Files, by UUID: ``<uuid>.lock`` (locked
+while in use; its text names the holder, for people) and ``<uuid>.json`` (failures in a row, quarantine).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evpack.errors import BadInput, BrokenContract, DeviceFault, EvidenceError, EvpackError, NoDevice, StepExit
+from evpack.files import read_json, utc_now, write_json
+from evpack.home import Home
+from evpack.plan.nvml import DeviceFacts, in_pool
+from evpack.rundir import checked_id
+from evpack.runtime.gpu import Demand, cached_devices, facts_file, never, not_now
+from evpack.settings import Settings
+from evpack.steps.base import Leased, StepContext, log
+from evpack.steps.runner import Terminated, TimedOut, classify
+
+POLL_S = 0.5
+"""Seconds between two claims of one waiting step."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_BROKEN = re.compile(
+    r"device-side assert|vectorized_gather_kernel|uncorrectable ECC|\bXid\b|GPU is lost|fallen off the bus"
+    r"|CUDA (driver )?initialization|CUDA unknown error|No CUDA GPUs are available|unspecified launch failure",
+    re.IGNORECASE,
+)
+"""Words of torch and the driver after which a device cannot be trusted: assert, Xid or ECC, failed initialisation."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is remembered about a device."""
+
+    failures: int = 0
+    """Steps in a row that failed on it without another explanation."""
+    quarantined: str | None = None
+    """Why no step gets it; None when steps may."""
+    since: str | None = None
+
+
+def health_of(home: Home, uuid: str) -> Health:
+    """The record of a device; an unreadable one is a quarantine, never a clean record."""
+    try:
+        found = read_json(_record(home, uuid))
+        return Health(int(found["failures"]), found["quarantined"], found["since"])
+    except FileNotFoundError:
+        return Health()
+    except (EvidenceError, KeyError, TypeError, ValueError) as error:
+        return Health(0, f"its record cannot be read: {error}")
+
+
+def quarantine(home: Home, uuid: str, reason: str, failures: int = 0) -> None:
+    """Give a device to no step until somebody releases it."""
+    log.error("device %s is quarantined: %s (`evpack devices release %s` when it is mended)", uuid, reason, uuid)
+    _remember(home, uuid, Health(failures, reason, utc_now()))
+
+
+def release(home: Home, uuid: str) -> Health:
+    """End a quarantine and forget failures.
+
+    Returns:
+        What was remembered.
+
+    Raises:
+        BadInput: when nothing is known about the device.
+    """
+    path = _record(home, uuid)
+    if not path.is_file():
+        raise BadInput(f"device {uuid} is not quarantined", "`evpack devices list` shows the devices of this host")
+    with _claiming(home):
+        was = health_of(home, uuid)
+        path.unlink(missing_ok=True)
+    return was
+
+
+def known_devices(home: Home) -> list[str]:
+    """UUIDs about which something is remembered."""
+    return sorted(path.stem for path in home.leases.glob("*.json") if path != facts_file(home))
+
+
+def holder(home: Home, uuid: str) -> dict[str, Any] | None:
+    """Who holds a device (step, pid, since), None when it is free."""
+    with _claiming(home), ExitStack() as locks:
+        path = _lock_file(home, uuid)
+        if not path.is_file() or _lock(path, locks) is not None:
+            return None
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+        return {}
+
+
+@contextmanager
+def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
+    """Hold the devices of a step while the block runs; only they are visible to CUDA.
+
+    Waits up to LEASE_WAIT seconds. What the block raises decides what is remembered about the devices.
+
+    Args:
+        count: devices the plan gives the step's model.
+
+    Raises:
+        NoDevice: when not all devices became free in time.
+        EvpackError: when the pool, without quarantined devices, can never give as many.
+        BrokenContract: when CUDA runs in this process already, so that it would not see the choice.
+    """
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        raise BrokenContract("CUDA was initialised before the step's devices were leased")
+    demand = Demand.of(ctx.plan.model(ctx.step.model or ""), ctx.settings)
+    started = time.monotonic()
+    with ExitStack() as locks:
+        devices = _wait(ctx, demand, locks)
+        uuids = tuple(device.uuid for device in devices)
+        simulated = any(device.simulated for device in devices)
+        leased = Leased(uuids, simulated, round(time.monotonic() - started, 3))
+        log.info("devices %s%s", ", ".join(uuids), " (pretended: computing on the CPU)" if simulated else "")
+        with _visible("" if simulated else ",".join(uuids)):
+            try:
+                yield leased
+            except BaseException as problem:
+                _remember_failure(ctx, uuids, problem)
+                raise
+            for uuid in uuids:
+                if health_of(ctx.home, uuid).failures:
+                    _remember(ctx.home, uuid, Health())
+
+
+def claim(
+    home: Home, settings: Settings, demand: Demand, locks: ExitStack, who: str
+) -> tuple[list[DeviceFacts], list[str]]:
+    """Take all devices of a demand or none, without waiting.
+
+    Args:
+        locks: receives the locks; closing it gives the devices back.
+        who: written into the lock files, for people.
+
+    Returns:
+        The devices, or none of them and why each device of the pool was not taken.
+
+    Raises:
+        EvpackError: when the pool can never give as many.
+    """
+    with _claiming(home):
+        for max_age in (settings.gpu_cache_ttl, 0.0):  # what was busy a moment ago is looked at again
+            usable = _usable(home, in_pool(cached_devices(home, max_age), settings), demand)
+            taken: list[DeviceFacts] = []
+            refused: list[str] = []
+            with ExitStack() as attempt:
+                for device in usable:
+                    why = not_now(device, demand)
+                    handle = None if why else _lock(_lock_file(home, device.uuid), attempt)
+                    if handle is None:
+                        refused.append(f"{device.uuid}: {why or 'leased'}")
+                        continue
+                    _sign(handle, who)
+                    taken.append(device)
+                    if len(taken) == demand.count:
+                        locks.push(attempt.pop_all())
+                        return taken, []
+    return [], refused
+
+
+def _usable(home: Home, pool: Sequence[DeviceFacts], demand: Demand) -> list[DeviceFacts]:
+    """The devices of the pool that may ever serve; a device that says it is broken is quarantined here."""
+    usable, refused = [], []
+    for device in pool:
+        why = health_of(home, device.uuid).quarantined
+        if why is None and device.fault is not None:
+            quarantine(home, device.uuid, device.fault)
+            why = device.fault
+        why = f"quarantined ({why})" if why else never(device, demand)
+        if why is None:
+            usable.append(device)
+        else:
+            refused.append(f"{device.uuid}: {why}")
+    if len(usable) < demand.count:
+        raise EvpackError(
+            f"{demand.count} devices are needed, {len(usable)} of {len(pool)} in the pool can serve"
+            + "".join(f"; {line}" for line in refused),
+            "release a mended device (`evpack devices`), lower GPU_MIN_FREE_GB, or plan again for this host",
+        )
+    return usable
+
+
+def _wait(ctx: StepContext, demand: Demand, locks: ExitStack) -> list[DeviceFacts]:
+    deadline = time.monotonic() + ctx.settings.lease_wait
+    told = False
+    while True:
+        devices, refused = claim(ctx.home, ctx.settings, demand, locks, ctx.step.id)
+        if devices:
+            return devices
+        if time.monotonic() >= deadline:
+            raise NoDevice(
+                f"{demand.count} devices did not become free within LEASE_WAIT={ctx.settings.lease_wait:g} s: "
+                + "; ".join(refused),
+                "nothing: the step is tried again later; `evpack devices list` shows who holds them",
+            )
+        if not told:
+            told = True
+            log.info("waiting for %d devices: %s", demand.count, "; ".join(refused))
+        time.sleep(POLL_S)
+
+
+def _remember_failure(ctx: StepContext, uuids: Sequence[str], problem: BaseException) -> None:
+    """Quarantine what broke, count what may have; input, memory, disk and a stop from outside say nothing."""
+    broken = isinstance(problem, DeviceFault) or (isinstance(problem, RuntimeError) and _BROKEN.search(str(problem)))
+    faults = {device.uuid: device.fault for device in cached_devices(ctx.home, 0.0)}
+    suspect = isinstance(problem, TimedOut) or (
+        isinstance(problem, Exception) and classify(problem) is StepExit.TRANSIENT
+    )
+    for uuid in uuids:
+        failures = health_of(ctx.home, uuid).failures + 1
+        if broken or faults.get(uuid):
+            reason = faults.get(uuid) or str(problem).strip().splitlines()[0]
+            quarantine(ctx.home, uuid, f"{reason} (step {ctx.step.id})", failures)
+        elif suspect and failures >= ctx.settings.worker_max_failures:
+            reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={ctx.settings.worker_max_failures})"
+            quarantine(ctx.home, uuid, f"{reason}, last in step {ctx.step.id}", failures)
+        elif suspect and not isinstance(problem, Terminated):
+            _remember(ctx.home, uuid, Health(failures))
+
+
+@contextmanager
+def _visible(value: str) -> Iterator[None]:
+    """Show CUDA these devices; it reads the variable once, when torch first asks for a device."""
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = before
+
+
+@contextmanager
+def _claiming(home: Home) -> Iterator[None]:
+    """One claim at a time on this host."""
+    home.leases.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        _lock(home.leases / "claim.lock", locks, wait=True)
+        yield
+
+
+def _lock(path: Path, locks: ExitStack, *, wait: bool = False) -> int | None:
+    """An open file that is locked until `locks` is closed; None when another process has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    locks.callback(os.close, handle)
+    return handle
+
+
+def _sign(handle: int, who: str) -> None:
+    """Say in a lock file who holds it."""
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"step": who, "pid": os.getpid(), "since": utc_now()}).encode(), 0)
+
+
+def _remember(home: Home, uuid: str, health: Health) -> None:
+    write_json(
+        _record(home, uuid),
+        {"uuid": uuid, "failures": health.failures, "quarantined": health.quarantined, "since": health.since},
+    )
+
+
+def _lock_file(home: Home, uuid: str) -> Path:
+    return home.leases / f"{checked_id(uuid, 'device UUID')}.lock"
+
+
+def _record(home: Home, uuid: str) -> Path:
+    return home.leases / f"{checked_id(uuid, 'device UUID')}.json"

@@ -1,0 +1,280 @@
+"""Leases: all or none, by UUID, freed by the kernel; what is remembered about devices that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from evpack import errors
+from evpack.errors import BadInput, BrokenContract, EvpackError, NoDevice, StepExit
+from evpack.home import Home
+from evpack.runtime import leases
+from evpack.runtime.gpu import Demand
+from evpack.runtime.leases import claim, health_of, holder, lease_devices, quarantine, release
+from evpack.settings import Settings
+from evpack.steps.runner import Terminated, TimedOut
+from tests.runtime.conftest import MakeContext, Pretend
+
+WORKER = Path(__file__).with_name("lease_worker.py")
+SETTINGS = Settings(gpu_cache_ttl=0)
+
+
+def take(home: Home, count: int, locks: ExitStack) -> list[str]:
+    devices, _ = claim(home, SETTINGS, Demand(count, 1, idle=True), locks, "s")
+    return [device.uuid for device in devices]
+
+
+# --- all or none -----------------------------------------------------------------------------------------------------
+def test_devices_are_taken_all_or_none(home: Home, pretend: Pretend) -> None:
+    pretend(count=4)
+    with ExitStack() as first, ExitStack() as second:
+        assert take(home, 3, first) == ["GPU-0", "GPU-1", "GPU-2"]
+        assert take(home, 2, second) == []
+        assert take(home, 1, second) == ["GPU-3"]  # the failed claim kept nothing
+        first.close()
+        assert take(home, 2, first) == ["GPU-0", "GPU-1"]
+
+
+def test_the_step_sees_its_devices_and_no_other(
+    home: Home, pretend: Pretend, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    real = _real(2)
+    monkeypatch.setattr(leases, "cached_devices", lambda *_: real)
+    with lease_devices(make_context(2), 2) as leased:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-1"
+        assert leased.devices == ("GPU-0", "GPU-1") and not leased.simulated
+        found = holder(home, "GPU-0")
+        assert found is not None and (found["step"], found["pid"]) == ("m.calibrate", os.getpid())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert holder(home, "GPU-0") is None
+
+
+def _real(count: int) -> list[Any]:
+    from evpack.plan.nvml import DeviceFacts
+
+    return [DeviceFacts(f"GPU-{index}", index, 80, 80, 0, None) for index in range(count)]
+
+
+def test_pretended_devices_leave_the_real_ones_unseen(pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=1)
+    with lease_devices(make_context(), 1) as leased:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        assert leased.simulated
+
+
+def test_cuda_must_not_run_yet(pretend: Pretend, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(count=1)
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(BrokenContract, match="initialised"), lease_devices(make_context(), 1):
+        pass
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+def test_waiting_ends_with_an_exit_of_its_own(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend({"processes": [1]}, {"used_gb": 75}, {})
+    with ExitStack() as locks:
+        assert take(home, 1, locks) == ["GPU-2"]
+        words = r"GPU-0: 1 other.*GPU-1: 5\.0 GB free.*GPU-2: leased"
+        with pytest.raises(NoDevice, match=words) as caught, lease_devices(make_context(), 1):
+            pass
+    assert caught.value.exit_code == StepExit.NO_DEVICE
+
+
+def test_a_waiting_step_gets_what_becomes_free(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=1)
+    locks = ExitStack()
+    take(home, 1, locks)
+    threading.Timer(0.2, locks.close).start()
+    with lease_devices(make_context(lease_wait=60), 1) as leased:
+        assert leased.devices == ("GPU-0",) and leased.waited_s > 0
+
+
+def test_what_was_busy_is_looked_at_again(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend({"processes": [1]})
+    ctx = make_context(gpu_cache_ttl=1e6)
+    with pytest.raises(NoDevice), lease_devices(ctx, 1):
+        pass
+    pretend({})
+    with lease_devices(ctx, 1):
+        pass
+
+
+def test_a_pool_that_never_can_is_no_reason_to_wait(pretend: Pretend, make_context: MakeContext) -> None:
+    pretend({}, {"memory_gb": 5}, {"health": "ecc"})
+    ctx = make_context(2, lease_wait=1e6)
+    with pytest.raises(EvpackError, match="2 devices are needed, 1 of 3") as caught, lease_devices(ctx, 2):
+        pass
+    assert caught.value.exit_code == StepExit.PERMANENT
+
+
+# --- failures and quarantine -----------------------------------------------------------------------------------------
+def fail(ctx: Any, problem: BaseException) -> None:
+    with pytest.raises(type(problem)), lease_devices(ctx, 1):
+        raise problem
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu."),
+        RuntimeError("No CUDA GPUs are available"),
+        errors.DeviceFault("the plan gives 1 devices, this process sees none"),
+    ],
+)
+def test_a_broken_device_is_quarantined_and_work_goes_on_elsewhere(
+    problem: Exception, home: Home, pretend: Pretend, make_context: MakeContext
+) -> None:
+    pretend(count=2)
+    fail(make_context(), problem)
+    reason = health_of(home, "GPU-0").quarantined
+    assert reason is not None and "m.calibrate" in reason and "\n" not in reason
+    with lease_devices(make_context(), 1) as leased:
+        assert leased.devices == ("GPU-1",)
+    release(home, "GPU-0")
+    with lease_devices(make_context(), 1) as leased:
+        assert leased.devices == ("GPU-0",)
+
+
+def test_a_device_that_falls_sick_while_in_use(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=2)
+    with pytest.raises(ConnectionError), lease_devices(make_context(), 1):
+        pretend({"health": "Xid 48"}, {})
+        raise ConnectionError
+    assert "Xid 48" in str(health_of(home, "GPU-0").quarantined)
+
+
+def test_failures_in_a_row(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=1)
+    ctx = make_context(worker_max_failures=3)
+    for _ in range(2):
+        fail(ctx, RuntimeError("something"))
+    assert health_of(home, "GPU-0").failures == 2
+    with lease_devices(ctx, 1):
+        pass
+    assert health_of(home, "GPU-0").failures == 0  # a success ends the row
+    for _ in range(2):
+        fail(ctx, RuntimeError("something"))
+    fail(ctx, TimedOut())
+    assert "3 failures in a row" in str(health_of(home, "GPU-0").quarantined)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        errors.OutOfMemory("x"),
+        errors.CheckpointError("x"),
+        errors.DiskFull("x"),
+        BadInput("x"),
+        TypeError("x"),
+        Terminated(),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_says_nothing_about_the_device(
+    problem: BaseException, home: Home, pretend: Pretend, make_context: MakeContext
+) -> None:
+    pretend(count=1)
+    ctx = make_context(worker_max_failures=1)
+    fail(ctx, problem)
+    assert health_of(home, "GPU-0") == leases.Health()
+
+
+def test_an_unreadable_record_is_a_quarantine(home: Home) -> None:
+    quarantine(home, "GPU-0", "x")
+    (home.leases / "GPU-0.json").write_text("{")
+    assert health_of(home, "GPU-0").quarantined is not None
+    release(home, "GPU-0")
+    with pytest.raises(BadInput, match="not quarantined"):
+        release(home, "GPU-0")
+    with pytest.raises(BadInput):
+        release(home, "../x")
+
+
+# --- many processes --------------------------------------------------------------------------------------------------
+def test_competing_processes_never_share_a_device_and_sigkill_loses_none(home: Home, pretend: Pretend) -> None:
+    """Each worker takes 1 to 3 of 5 devices again and again and marks each with a file that must not be there yet.
+
+    A killed worker leaves its marks, so the mark names its process: a mark of a live process is a double booking.
+    """
+    pretend(count=5)
+    marks = home.root / "marks"
+    marks.mkdir(parents=True)
+    environ = {**os.environ, "EVPACK_HOME": str(home.root)}
+
+    def start(seed: int, rounds: int) -> subprocess.Popen[str]:
+        command = [sys.executable, str(WORKER), str(marks), str(seed), str(rounds)]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+
+    forever = [start(seed, 10**6) for seed in range(4)]
+    counted = [start(100 + seed, 25) for seed in range(6)]
+    try:
+        for victim in forever:  # kill each while it holds devices: it says so
+            assert victim.stdout is not None and victim.stdout.readline().startswith("holding")
+            victim.send_signal(signal.SIGKILL)
+        answers = [worker.communicate(timeout=50)[0].splitlines() for worker in counted]
+    finally:
+        for worker in (*forever, *counted):
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+            worker.wait()
+            if worker.stdout:
+                worker.stdout.close()
+    assert [worker.returncode for worker in counted] == [0] * len(counted), answers
+    assert all(lines[-1] == "done 25" for lines in answers)
+    with ExitStack() as locks:
+        assert len(take(home, 5, locks)) == 5  # none lost
+        assert holder(home, "GPU-4") is not None
+
+
+def test_the_lock_files_text_may_be_anything(home: Home, pretend: Pretend) -> None:
+    pretend(count=1)
+    with ExitStack() as locks:
+        take(home, 1, locks)
+        assert json.loads((home.leases / "GPU-0.lock").read_text())["step"] == "s"
+        (home.leases / "GPU-0.lock").write_text("[")
+        assert holder(home, "GPU-0") == {}
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+def evpack(*arguments: str) -> str:
+    from evpack.cli.main import build_app
+
+    result = CliRunner().invoke(build_app(), list(arguments))
+    assert result.exit_code == 0, result
+    return result.output
+
+
+def test_devices_command(home: Home, pretend: Pretend) -> None:
+    pretend({}, {"health": "ecc"}, {})
+    quarantine(home, "GPU-2", "assert")
+    quarantine(home, "GPU-gone", "lost")
+    with ExitStack() as locks:
+        take(home, 1, locks)
+        first, second, third, gone = evpack("devices", "list").splitlines()
+    assert "(pretended)" in first and "80.0 of 80.0 GB" in first and f"held by s (process {os.getpid()})" in first
+    assert "ecc" in second
+    assert "assert" in third
+    assert "not on this host" in gone and "lost" in gone
+    assert "was quarantined: assert" in evpack("devices", "release", "GPU-2")
+    assert evpack("devices", "list").splitlines()[2].endswith("free")
+
+
+def test_a_host_without_devices(home: Home, pretend: Pretend) -> None:
+    pretend()
+    assert evpack("devices", "list") == "no devices\n"
