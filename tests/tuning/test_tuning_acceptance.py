@@ -101,3 +101,9 @@ def test_exact_interval(hits: int, trials: int, low: float, high: float) -> None
 
 def test_some_failures_are_allowed_and_many_are_not() -> None:
     assert _clopper_pearson(1990, 2000)[0] >= REQUIRED > _clopper_pearson(1985, 2000)[0]
+
+
+def test_the_order_of_windows_does_not_matter(pool: MakePool, policy: Policy, shape: Shape) -> None:
+    losses = pool(0.085, 0.03)
+    turned = [[side.model_copy(update={"windows": side.windows[::-1]}) for side in sides] for sides in losses]
+    assert chance(turned, policy, shape) == chance(losses, policy, shape)

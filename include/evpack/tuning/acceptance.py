@@ -78,7 +78,8 @@ def acceptance(
     """Bootstrap of whole campaigns: draw windows into the runs of a campaign, judge each run as `assess` does.
 
     Each draw first resamples the pool and then takes the runs from that, so that the estimate also carries what a
-    pool of this size leaves open about the text. A window drawn twice counts as two windows of equal loss.
+    pool of this size leaves open about the text. A window drawn twice counts as two windows of equal loss. Which run or
+    arm of the pool a window stands in does not matter.
 
     Args:
         subject: records of the pool, one or more sets of windows.
@@ -100,7 +101,7 @@ class _Slots:
 
     def __init__(self, records: Sequence[WindowRecords], shape: Shape) -> None:
         self._form = records[0]
-        windows = [window for part in records for window in part.windows]
+        windows = sorted((window for part in records for window in part.windows), key=lambda window: window.id)
         counts: tuple[tuple[Arm, int], ...] = (("preview", shape.preview), ("final", shape.final))
         arms = [arm for arm, count in counts for _ in range(count)]
         self._table = [[_placed(window, slot, arm) for window in windows] for slot, arm in enumerate(arms)]

@@ -135,7 +135,7 @@ class _Sweep:
                 f"baseline loss of {len(broken)} windows is not finite ({broken[0].reason})", "give a healthy baseline"
             )
         policy = resolve_policy(settings.tier, settings.profile)
-        facts = _facts(bench, settings, policy, baseline[0])
+        facts = _facts(bench, settings, policy, baseline)
         return cls(bench, baseline, policy, shape, facts, scratch, tell)
 
     def entry(self, kind: EditType) -> Entry:
@@ -202,19 +202,20 @@ def _pool(campaign: WindowSet, demand: WindowDemand, wanted: int) -> WindowSet:
     return replace(campaign, tokens=campaign.tokens[free], runs=runs, seed=POOL_SEED)
 
 
-def _facts(bench: Bench, settings: Settings, policy: Policy, baseline: WindowRecords) -> dict[str, Any]:
+def _facts(bench: Bench, settings: Settings, policy: Policy, baseline: Sequence[WindowRecords]) -> dict[str, Any]:
     minimum, limit = policy.acceptance
+    first, windows = baseline[0], (window for records in baseline for window in records.windows)
     texts = [sha256_bytes(text.encode("utf-8")) for text in source_from(settings).texts()]
     return {
         "limits": [minimum, limit],
         "tier": settings.tier,
         "profile": settings.profile,
-        "model_digest": baseline.checkpoint_digest,
+        "model_digest": first.checkpoint_digest,
         "text_digest": digest_json(texts),
-        "windows_digest": bench.windows.document()["digest"],
+        "windows_digest": digest_json(sorted(window.tokens_sha256 for window in windows)),
         "window_seed": POOL_SEED,
         "seq_len": bench.windows.seq_len,
-        "compute": baseline.compute.model_dump(),
-        "versions": {**baseline.versions, "evpack": __version__},
+        "compute": first.compute.model_dump(),
+        "versions": {**first.versions, "evpack": __version__},
         "date": utc_now()[:10],
     }
