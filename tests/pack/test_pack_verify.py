@@ -274,3 +274,16 @@ def test_many_reports_are_judged_in_processes_with_the_same_outcome(
     monkeypatch.setattr(module, "_PARALLEL_FROM", 1)
     monkeypatch.setattr(module, "_CHUNK", 2)
     assert verify_pack(good_pack.path, trust, jobs=2).to_json() == alone.to_json()
+
+
+def test_without_processes_it_takes_longer_and_finds_the_same(
+    good_pack: BuiltPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evpack.pack import recheck as module
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError("no semaphores")
+
+    monkeypatch.setattr(module, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", none)
+    assert verify_pack(good_pack.path, Trust(frozenset({str(good_pack.fingerprint)})), jobs=2).exit_code == 0

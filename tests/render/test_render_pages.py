@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.render.diff import render_diff
-from evpack.render.page import render_pack
+from evpack.render.page import render_pack, render_report
 from evpack.render.plots import Line, bars, forest, heat_map
 
 ratios = st.none() | st.floats(1e-300, 1e300)
@@ -117,3 +119,27 @@ def _parse(svg: str) -> None:
     assert "<script" not in svg
     if all(ord(char) not in range(0xD800, 0xE000) and ord(char) not in (0xFFFE, 0xFFFF) for char in allowed):
         ElementTree.fromstring(allowed)  # noqa: S314 - written by ourselves
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    path = Path(__file__).parents[1] / "packs/v1/pack/reports/fixture/quant_clean/run_1/evaluation.report.json"
+    value: dict[str, Any] = json.loads(path.read_bytes())
+    return value
+
+
+def test_modules_that_moved_are_plotted_and_a_failing_guard_is_explained(report: dict[str, Any]) -> None:
+    failure = {"type": "sigma_ratio_fatal", "message": "too large <b>"}
+    moved = [{"module": "layers.0.mlp", "log_ratio": 0.7}, {"module": "layers.1.mlp", "log_ratio": None}]
+    report["spectral"] = {"evaluated": True, "status": "fail", "failures": [failure], "top_violations": moved}
+    report["rmt"] = {"evaluated": True, "status": "pass", "failures": [], "top_modules": moved[:1]}
+    page = render_report(report)
+    assert page.count("<svg") == 3 and "+0.7" in page and "not finite" in page
+    assert "sigma_ratio_fatal: too large &lt;b&gt;" in page
+
+
+def test_a_report_whose_metric_is_broken_has_a_page(report: dict[str, Any]) -> None:
+    metric = report["primary_metric"]
+    metric |= {"final": None, "ratio_vs_baseline": None, "ci": None, "display_ci": None, "degraded": True}
+    metric |= {"pooled": {"ratio": None, "ci": None, "display_ci": None, "pairs": 0}, "degraded_reason": "nan"}
+    assert "degraded: nan" in render_report(report) and "not finite" in render_report(report)

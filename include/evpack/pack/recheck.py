@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -98,7 +98,7 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
         with_report = sorted({key.scenario for key in there if key.model == model.name})
         facts[model.name] = check_model(campaign, model, with_report)
         errors += facts[model.name].errors
-    judged = list(_judge_all(campaign, facts, reports, jobs if len(there) >= _PARALLEL_FROM else 1))
+    judged = _judge_all(campaign, facts, reports, jobs if len(there) >= _PARALLEL_FROM else 1)
     errors += [text for one in judged for text in one.errors]
     errors += [f"{name}: a report that the plan does not ask for" for name in _strangers(files, reports)]
     verdict, stated_at = _compile(campaign, judged)
@@ -124,15 +124,16 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
 
 def _judge_all(
     campaign: Campaign, facts: Mapping[str, ModelFacts], reports: Mapping[ReportKey, str], jobs: int
-) -> Iterator[Judged]:
-    if jobs <= 1:
-        for key, path in reports.items():
-            yield judge_report(campaign, facts[key.model], key, path)
-        return
-    # forked children read the pack themselves and hand back small outcomes; nothing is pickled on the way in
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share, initargs=(campaign, facts)) as pool:
-        yield from pool.map(_judge_shared, reports, reports.values(), chunksize=_CHUNK)
+) -> list[Judged]:
+    if jobs > 1:
+        # forked children read the pack themselves and hand back small outcomes; nothing is pickled on the way in
+        context = multiprocessing.get_context("fork")
+        try:
+            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share, initargs=(campaign, facts)) as pool:
+                return list(pool.map(_judge_shared, reports, reports.values(), chunksize=_CHUNK))
+        except (OSError, BrokenExecutor):
+            pass  # no semaphores, no processes left or one was killed: slower, not weaker
+    return [judge_report(campaign, facts[key.model], key, path) for key, path in reports.items()]
 
 
 _shared: tuple[Campaign, Mapping[str, ModelFacts]] | None = None
