@@ -124,6 +124,11 @@ class RunDir:
         return self.root / "state" / "model_revisions.json"
 
     @property
+    def reused_presets(self) -> Path:
+        """state/reused_presets.json: presets of an earlier campaign, where they take the place of calibration."""
+        return self.root / "state" / "reused_presets.json"
+
+    @property
     def source_repo(self) -> Path:
         """state/source_repo.json: provenance collected when the campaign was planned."""
         return self.root / "state" / "source_repo.json"

@@ -60,9 +60,8 @@ class WindowDemand:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> WindowDemand:
-        """The demand of a campaign. Evaluation run k pairs with calibration run k, so the largest number counts."""
-        runs = max(settings.drift_calibration_runs, settings.clean_edit_runs, settings.stress_edit_runs, 1)
-        return cls(runs, settings.preview_windows, settings.final_windows, settings.seq_len)
+        """The demand of a campaign."""
+        return cls(settings.scheduled_runs, settings.preview_windows, settings.final_windows, settings.seq_len)
 
 
 def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackError] = DataError) -> EvpackError:

@@ -21,13 +21,19 @@ from evpack.steps.subject import model_of
 def derive_preset(ctx: StepContext) -> list[Path]:
     """Publish ``presets/calibrated_preset_<model>.yaml`` and calibration_stats.json beside the calibration runs.
 
-    Only the plan's calibration runs count, not further runs that were scored for evaluations to pair with.
+    Only calibration runs count, not further runs that were scored for evaluations to pair with. A reused preset is
+    published as it was frozen when the campaign was planned, and there are no statistics then.
 
     Raises:
         EvidenceError: when a calibration report is malformed or the runs do not agree.
     """
     model, place = model_of(ctx)
-    count = ctx.settings.drift_calibration_runs
+    target, count = ctx.run.preset(model.name), ctx.settings.calibration_runs
+    if ctx.settings.reuses_presets:
+        reused = read_json(ctx.run.reused_presets)[model.name]
+        write_atomic(target, reused["text"].encode("utf-8"))
+        log.info("preset of %s taken from %s", model.label, reused["file"])
+        return [target]
     reports = [read_json(place.calibration / f"run_{k}" / "baseline_report.json") for k in range(1, count + 1)]
     preset, stats = derive(
         reports,
@@ -37,7 +43,7 @@ def derive_preset(ctx: StepContext) -> list[Path]:
     )
     policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
     preset["guards"] |= guard_sections(ctx.settings.guards_order, policy, _matrices(place))
-    target, statistics = ctx.run.preset(model.name), place.calibration / "calibration_stats.json"
+    statistics = place.calibration / "calibration_stats.json"
     write_json(statistics, stats)
     write_atomic(target, yaml.safe_dump(preset, sort_keys=False).encode("utf-8"))
     log.info("preset of %s from %d runs, drift %.4f", model.label, len(reports), stats["drift"]["mean"])
