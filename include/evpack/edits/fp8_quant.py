@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import SMALLEST_SCALE, Kernel, largest_magnitude, row_blocks
+from evpack.edits.kernel import SMALLEST_SCALE, Kernel, largest_magnitude, one_thread, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Fp8Quant(Kernel):
         self.scope = edit.scope
         self._relative_errors: list[float] = []
 
+    @one_thread()
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """See `Kernel.apply`. Unscaled e5m2 gives infinities from 61,440 on, e4m3fn stops at 448."""
         import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ class Kernel(ABC):
         Args:
             tensors: how many were edited.
         """
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from sharing out operations that take microseconds: on a busy machine every one of them would wait
+    for the thread that was put aside. Reading, hashing and writing use the other processors meanwhile.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def row_blocks(weight: torch.Tensor) -> Iterator[slice]:

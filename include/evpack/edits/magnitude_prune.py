@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import BLOCK_ELEMENTS, Kernel
+from evpack.edits.kernel import BLOCK_ELEMENTS, Kernel, one_thread
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class MagnitudePrune(Kernel):
         self._zeros = 0
         self._elements = 0
 
+    @one_thread()
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """See `Kernel.apply`."""
         result = weight.clone().contiguous()

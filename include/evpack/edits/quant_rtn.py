@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import SMALLEST_SCALE, Kernel, row_blocks
+from evpack.edits.kernel import SMALLEST_SCALE, Kernel, one_thread, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class QuantRtn(Kernel):
         self.group_size = edit.group_size
         self.scope = edit.scope
 
+    @one_thread()
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """See `Kernel.apply`."""
         import torch
