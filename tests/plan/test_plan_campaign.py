@@ -317,7 +317,7 @@ def test_missing_tuned_parameters_are_listed(
     tuned = tmp_path / "own.json"
     tuned.write_text(json.dumps({"models": {"tiny": {"quant_rtn": {"status": "skipped", "reason": "x"}}}}))
     settings = make_settings(tuned_edit_params_file=str(tuned))
-    with pytest.raises(BadInput, match="tiny:quant_rtn:skipped, .*tiny:magnitude_prune:missing"):
+    with pytest.raises(BadInput, match=r"tiny:quant_rtn:skipped, .*tiny:magnitude_prune:missing"):
         build_plan(settings, home, NOW)
     assert build_plan(settings.model_copy(update={"clean_edit_runs": 0}), home, NOW).plan.steps
 

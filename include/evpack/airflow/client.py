@@ -85,6 +85,14 @@ class Client:
             if not page["task_instances"] or len(found) >= page["total_entries"]:
                 return found
 
+    def pools(self) -> dict[str, int]:
+        """Slots of every pool by its name.
+
+        Raises:
+            Transient: when the server does not answer.
+        """
+        return {pool["name"]: pool["slots"] for pool in self._request("GET", "/api/v2/pools?limit=100")["pools"]}
+
     def clear(self, dag_id: str, run_id: str, tasks: list[str | tuple[str, int]]) -> None:
         """Clear task instances, downstream ones too, as the UI's dialog does."""
         body = {

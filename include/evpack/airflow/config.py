@@ -132,6 +132,20 @@ class Deployment:
         parser.write(text)
         write_atomic(self.config_file, text.getvalue().replace("%", "%%").encode(), mode=0o600)
 
+    def differences(self) -> list[str]:
+        """How airflow.cfg differs from what `write_config` would write for the same port and slots, a line each."""
+        found = configparser.ConfigParser(interpolation=None)
+        found.read(self.config_file)
+        spare = found.getint("core", "parallelism", fallback=SPARE_TASKS) - SPARE_TASKS
+        port = found.getint("api", "port", fallback=8080)
+        schedules = found.getboolean("scheduler", "use_job_schedule", fallback=True)
+        return [
+            f"[{section}] {option} is {found.get(section, option, fallback='not set')}, documented is {value}"
+            for section, options in self._options(port, spare, schedules).items()
+            for option, value in options.items()
+            if found.get(section, option, fallback=None) != value.replace("%", "%%")
+        ]
+
     def _options(self, port: int, slots: int, schedules: bool) -> dict[str, dict[str, str]]:
         tasks = str(slots + SPARE_TASKS)
         return {

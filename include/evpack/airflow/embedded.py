@@ -233,6 +233,12 @@ def _endpoint(deployment: Deployment, port: int) -> Endpoint:
     return Endpoint(f"http://{HOST}:{port}", USER, deployment.password())
 
 
+def endpoint_of(deployment: Deployment) -> Endpoint | None:
+    """Where the Airflow of this home answers, None when none is recorded as running."""
+    state = _state(deployment)
+    return _endpoint(deployment, int(state["port"])) if state.get("port") else None
+
+
 def _free_port() -> int:
     """The preferred port when nobody has it, else any free one."""
     for port in (PREFERRED_PORT, 0):

@@ -1,0 +1,133 @@
+"""`evpack doctor`: whether this deployment is what it should be, and how to mend it where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from evpack.errors import EvpackError
+
+if TYPE_CHECKING:
+    from evpack.airflow.config import Deployment
+    from evpack.home import Home
+
+SETUP = "run `evpack airflow setup`"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    text: str
+    mend: str | None = None
+    """How to mend it; None when nothing is wrong."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add `doctor`."""
+
+    @app.command()
+    def doctor() -> None:
+        """Compare pools and configuration with this host and with what is running. Exit 0 when all is well, else 1."""
+        from evpack.home import Home
+
+        findings = list(examine(Home.locate()))
+        for finding in findings:
+            typer.echo(f"ok     {finding.text}" if finding.mend is None else f"WRONG  {finding.text}")
+            if finding.mend is not None:
+                typer.echo(f"       mend: {finding.mend}")
+        raise typer.Exit(int(any(finding.mend is not None for finding in findings)))
+
+
+def examine(home: Home) -> Iterator[Finding]:
+    """Everything that is looked at, from the home to the running Airflow."""
+    from evpack.airflow.config import Deployment
+
+    for look in (_home, _devices, _pools):
+        try:
+            yield from look(home)
+        except EvpackError as error:
+            yield Finding(error.what, error.mend or "see the message")
+    try:
+        deployment = Deployment.locate(home)
+        yield from _configuration(deployment)
+        yield from _running(deployment)
+    except EvpackError as error:
+        yield Finding(error.what, error.mend or "see the message")
+
+
+def _home(home: Home) -> Iterator[Finding]:
+    from evpack.plan.disk import check_writable, free_gb
+
+    check_writable(home.root)
+    yield Finding(f"EVPACK_HOME {home.root} can be written, {free_gb(home.root):.0f} GB are free")
+
+
+def _devices(home: Home) -> Iterator[Finding]:
+    from evpack.plan.nvml import SIMULATED_ENV, read_devices
+    from evpack.runtime.leases import health_of
+
+    devices = read_devices()
+    pretended = f", pretended by {SIMULATED_ENV}" if any(device.simulated for device in devices) else ""
+    yield Finding(f"{len(devices)} devices{pretended}")
+    for device in devices:
+        why = health_of(home, device.uuid).quarantined or device.fault
+        if why:
+            mend = f"mend the device, then `evpack devices release {device.uuid}`"
+            yield Finding(f"device {device.uuid} serves no step: {why}", mend)
+
+
+def _pools(home: Home) -> Iterator[Finding]:
+    from evpack.files import read_json
+    from evpack.runtime.pools import pool_slots
+
+    if not home.pools.is_file():
+        yield Finding("no pools were made yet", SETUP)
+        return
+    made, now = read_json(home.pools), pool_slots()
+    if made == now:
+        yield Finding(f"the pools fit this host: {_listed(made)}")
+    else:
+        yield Finding(f"the pools were made for another host or setting: {_listed(made)}; now {_listed(now)}", SETUP)
+
+
+def _configuration(deployment: Deployment) -> Iterator[Finding]:
+    if not deployment.config_file.is_file():
+        yield Finding(f"no Airflow was set up in {deployment.root}", SETUP)
+        return
+    different = deployment.differences()
+    for line in different:
+        yield Finding(
+            f"airflow.cfg: {line}", f"take it back, or remove {deployment.config_file} and {SETUP.removeprefix('run ')}"
+        )
+    if not different:
+        yield Finding(f"{deployment.config_file} is as documented")
+
+
+def _running(deployment: Deployment) -> Iterator[Finding]:
+    """The pools of the Airflow that runs now, over its REST API."""
+    from evpack.airflow.client import Client
+    from evpack.airflow.embedded import endpoint_of
+    from evpack.files import read_json
+
+    endpoint = endpoint_of(deployment)
+    if endpoint is None:
+        yield Finding("no Airflow runs on this home")
+        return
+    with Client(endpoint) as client:
+        if client.health().get("scheduler") != "healthy":
+            yield Finding(f"the scheduler of {endpoint.url} is not healthy", f"see {deployment.logs}/scheduler.log")
+            return
+        made = read_json(deployment.home.pools) if deployment.home.pools.is_file() else {}
+        running = {name: slots for name, slots in client.pools().items() if name in made}
+    if running == made:
+        yield Finding(f"{endpoint.url} runs with these pools")
+    else:
+        yield Finding(f"{endpoint.url} runs with {_listed(running) or 'none'}, made were {_listed(made)}", SETUP)
+
+
+def _listed(pools: dict[str, int]) -> str:
+    return ", ".join(f"{name} {slots}" for name, slots in sorted(pools.items()))
