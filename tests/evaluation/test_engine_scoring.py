@@ -128,7 +128,12 @@ def test_determinism_and_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     try:
-        prepare_process("strict")
+        limits: list[tuple[float, int]] = []
+        with monkeypatch.context() as two_devices:
+            two_devices.setattr(torch.cuda, "device_count", lambda: 2)
+            two_devices.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+            prepare_process("strict", 0.9)
+        assert limits == [(0.9, 0), (0.9, 1)]
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.get_num_threads() == 1
         prepare_process("throughput")

@@ -63,10 +63,11 @@ class Placement:
         return str(self.dtype).removeprefix("torch.")
 
 
-def prepare_process(determinism: str) -> None:
-    """Set threads and determinism of this process; call before the first forward pass.
+def prepare_process(determinism: str, memory_fraction: float = 1.0) -> None:
+    """Set threads, determinism and the memory limit of this process; call before the first forward pass.
 
     Args:
+        memory_fraction: part of each visible device's memory that may be used, over 0 to 1 (CUDA_MEMORY_FRACTION).
         determinism: ``strict`` (deterministic algorithms, no TF32) or ``throughput`` (TF32, tuned kernels).
     """
     strict = determinism == "strict"
@@ -82,6 +83,8 @@ def prepare_process(determinism: str) -> None:
     torch.backends.cudnn.benchmark = not strict
     torch.backends.cudnn.allow_tf32 = not strict
     torch.backends.cuda.matmul.allow_tf32 = not strict
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
 
 
 def contract_of(model: Any, batch: int) -> Compute:
