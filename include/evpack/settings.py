@@ -248,6 +248,20 @@ class Settings(BaseModel):
     eval_batch: Annotated[
         Positive, Var(TEXT, "INVARLOCK_EVAL_BATCH", "Windows per forward pass.", "plan, calibrate, evaluate")
     ] = 32
+    config_file: Annotated[
+        FilePath | None,
+        Var(TEXT, "PACK_CONFIG_FILE", "YAML with primary_metric.acceptance_range and drift_band.", PLAN),
+    ] = None
+    config_root: Annotated[
+        FilePath | None,
+        Var(TEXT, "INVARLOCK_CONFIG_ROOT", "The same by profile: runtime/profiles/<profile>.yaml below it.", PLAN),
+    ] = None
+    allow_config_include_outside: Annotated[
+        bool,
+        Var(
+            TEXT, "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE", "Let `!include` leave the configuration's directory.", PLAN
+        ),
+    ] = False
     guards_order: Annotated[
         Items, Var(TEXT, "PACK_GUARDS_ORDER", "Guards in the order they run.", "plan, evaluate, verdict")
     ] = ("invariants", "spectral", "rmt", "variance", "invariants")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from evpack.catalog.policy import Policy, resolve_policy
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import Json, disk_errors, fsync_tree, parse_json, pretty_json, sha256_bytes, utc_now
 from evpack.pack import checksums, inventory, keys, layout, manifest, pages, provenance, signature, verify
@@ -29,6 +30,7 @@ from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Trust
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
+from evpack.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ class _Stage:
         return inventory.load(self.root).files
 
 
+def own_limits(run: RunDir) -> Policy:
+    """What a deployment judges its own campaign by: the installed limits with those that its configuration set.
+
+    Taken from the plan, whose digest every report names; state/policy.json is what is checked.
+
+    Raises:
+        EvidenceError: when the frozen settings are missing or malformed.
+    """
+    if not run.settings.is_file():
+        raise EvidenceError(f"{run.settings} is missing", "plan a new campaign in a new run directory")
+    settings = Settings.parse(run.settings.read_bytes(), str(run.settings))
+    return resolve_policy(settings.tier, settings.profile, load_plan(run).policy_overrides)
+
+
 def build(
     run: RunDir, *, key: Path | None, out: Path | None = None, html: bool = True, form: LayoutName = "v1"
 ) -> BuiltPack:
@@ -104,18 +120,18 @@ def build(
     private = keys.load_private(key) if key else None
     signer = keys.fingerprint(private.public_key()) if private else None
     target = (out or run.pack).absolute()
-    plan = load_plan(run)
+    plan, limits = load_plan(run), own_limits(run)
     with _exclusive(target) as directory, _staging(target, LAYOUTS[form]) as stage:
         for name, data in collect(run, plan):
             stage.add(name, data)
         stage.add(layout.ENVIRONMENT, pretty_json(provenance.environment()))
-        result = recheck(stage.files(), stage.layout)
+        result = recheck(stage.files(), stage.layout, limits)
         _refuse_inconsistent(run, result)
         for name, data in {**result.derived(), layout.README: readme(result, signer)}.items():
             stage.add(name, data)
         warnings = [*result.warnings, *(pages.add(result, signer, stage.add) if html else ())]
         files, before = stage.files(), _standing(target)
-        if before is not None and _same(before, files, stage.layout, signer):
+        if before is not None and _same(before, files, stage.layout, signer, limits):
             digest = before.digests[layout.MANIFEST]
             return BuiltPack(target, f"sha256:{digest}", signer, result.level, True, None, tuple(warnings))
         aside = _free_name(target, utc_now()) if before is not None else None
@@ -250,7 +266,7 @@ def _standing(target: Path) -> Files | None:
     return inventory.load(target).files
 
 
-def _same(before: Files, files: Files, where: Layout, signer: str | None) -> bool:
+def _same(before: Files, files: Files, where: Layout, signer: str | None, limits: Policy) -> bool:
     """Whether a standing pack is intact and holds the same evidence by the same signer.
 
     environment.json is left out: it says when it was recorded.
@@ -260,7 +276,7 @@ def _same(before: Files, files: Files, where: Layout, signer: str | None) -> boo
     if any(before.digests.get(name) != files.digests.get(name) for name in names):
         return False
     trust = Trust(frozenset({signer} if signer else ()))
-    judged = verify.verify_files("", before, [], trust, verify.Demands())
+    judged = verify.verify_files("", before, [], trust, verify.Demands(policy=limits))
     return not judged.findings and judged.fingerprint == signer
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evpack import __version__
+from evpack.catalog.config import policy_overrides
 from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.policy import resolve_policy
 from evpack.catalog.scenarios import Category, ErrorGeneration, Scenario
@@ -71,6 +72,8 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
             without parameters, two models of one name.
     """
     preflight.check_settings(settings)
+    overrides = policy_overrides(settings)
+    policy = resolve_policy(settings.tier, settings.profile, overrides)
     manifest = chosen_scenarios(settings)
     preflight.check_kinds(manifest.scenarios)
     chosen = chosen_models(settings)
@@ -88,6 +91,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         created_at=now,
         evpack_version=__version__,
         settings_digest=settings.digest(),
+        policy_overrides=overrides,
         models=models,
         scenarios=manifest.scenarios,
         steps=(*steps, *_closing_steps(settings)),
@@ -97,7 +101,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         "scenarios.json": manifest.to_json(),
         "tuned_edit_params.json": dict(tuned.document),
         "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
-        "policy.json": resolve_policy(settings.tier, settings.profile).to_json(),
+        "policy.json": policy.to_json(),
     }
     if presets := reused_presets([model.name for model in models], settings):
         documents["reused_presets.json"] = presets

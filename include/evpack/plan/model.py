@@ -118,6 +118,8 @@ class CampaignPlan(Frozen):
     evpack_version: str
     settings_digest: str
     """`Settings.digest` of the frozen settings."""
+    policy_overrides: dict[str, Any] = {}
+    """Limits from configuration files, as `catalog.policy.resolve_policy` takes them."""
     models: tuple[ModelPlan, ...]
     """In priority order (small first unless the order setting says otherwise)."""
     scenarios: tuple[Scenario, ...]

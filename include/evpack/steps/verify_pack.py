@@ -7,6 +7,7 @@ from pathlib import Path
 from evpack.errors import BadInput
 from evpack.files import write_json
 from evpack.pack import keys
+from evpack.pack.build import own_limits
 from evpack.pack.trust import Trust
 from evpack.pack.verify import Demands
 from evpack.pack.verify import verify_pack as verify
@@ -18,7 +19,8 @@ def verify_pack(ctx: StepContext) -> list[Path]:
     """Publish reports/pack_verification.json; a pack that does not verify is a result, not a crash."""
     key = signing_key_of(ctx.settings, ctx.home)
     trust = Trust(frozenset({_fingerprint(key)})) if key else Trust()
-    result = verify(pack_path(ctx.run, ctx.settings), trust, Demands(strict=key is not None))
+    demands = Demands(strict=key is not None, policy=own_limits(ctx.run))
+    result = verify(pack_path(ctx.run, ctx.settings), trust, demands)
     for finding in result.findings:
         log.error("%s: %s", finding.code.name.lower(), finding.text)
     for warning in result.warnings:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evpack import __version__
+from evpack.catalog.config import policy_overrides
 from evpack.catalog.edit_spec import EditType, ResolvedEdit
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
@@ -134,7 +135,7 @@ class _Sweep:
             raise EvaluationError(
                 f"baseline loss of {len(broken)} windows is not finite ({broken[0].reason})", "give a healthy baseline"
             )
-        policy = resolve_policy(settings.tier, settings.profile)
+        policy = resolve_policy(settings.tier, settings.profile, policy_overrides(settings))
         facts = _facts(bench, settings, policy, baseline)
         return cls(bench, baseline, policy, shape, facts, scratch, tell)
 
