@@ -312,7 +312,7 @@ class Settings(BaseModel):
     ] = False
     cuda_memory_fraction: Annotated[
         Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)],
-        Var(STORAGE, "CUDA_MEMORY_FRACTION", "Part of a device's memory that steps may use.", PLAN),
+        Var(STORAGE, "CUDA_MEMORY_FRACTION", "Part of a device's memory that steps may use.", f"{PLAN}, {ENGINE}"),
     ] = 0.92
     model_load_overhead_gb: Annotated[
         Gigabytes, Var(STORAGE, "MODEL_LOAD_OVERHEAD_GB", "Planned on top of the weights to load, GB.", PLAN)
