@@ -9,7 +9,8 @@ import pytest
 from evpack.catalog.config import policy_overrides
 from evpack.catalog.policy import resolve_policy
 from evpack.errors import BadInput, MissingFile
-from evpack.settings import Settings, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import resolve
 
 
 def settings(**values: object) -> Settings:

@@ -13,7 +13,7 @@ from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.scenarios import EditGeneration, Manifest, Strictness
 from evpack.catalog.suites import chosen_scenarios
 from evpack.errors import BadInput
-from evpack.settings import resolve
+from evpack.settings_resolve import resolve
 
 MANIFESTS = ("scenarios.json", "scenarios_core.json")
 

@@ -19,7 +19,8 @@ from evpack.catalog.suites import (
 )
 from evpack.errors import BadInput, MissingFile
 from evpack.home import Home
-from evpack.settings import Settings, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import resolve
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from evpack.home import Home
-from evpack.settings import Settings, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import resolve
 
 MakeModel = Callable[..., Path]
 MakeSettings = Callable[..., Settings]

@@ -14,7 +14,7 @@ from evpack.plan import memory
 from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb
 from evpack.plan.memory import Devices, devices_needed, host_devices, scoring_gb
 from evpack.plan.nvml import DeviceFacts
-from evpack.settings import resolve
+from evpack.settings_resolve import resolve
 
 
 def settings(**params: Any) -> Any:

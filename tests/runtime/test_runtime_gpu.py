@@ -17,7 +17,8 @@ from evpack.home import Home
 from evpack.plan import nvml
 from evpack.plan.nvml import SIMULATED_ENV, DeviceFacts, in_pool, read_devices
 from evpack.runtime.gpu import IDLE_USED_GB, Demand, cached_devices, never, not_now
-from evpack.settings import Settings, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import resolve
 from tests.runtime.conftest import Pretend, campaign
 
 

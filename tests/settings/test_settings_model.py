@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import canonical_json, portable
-from evpack.settings import Settings, given_fields, peek_suite, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import given_fields, peek_suite, resolve
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ+secretsecretsecret\n-----END PRIVATE KEY-----\n"
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from evpack.errors import BadInput
-from evpack.settings import resolve
+from evpack.settings_resolve import resolve
 
 YAML = "INVARLOCK_DATASET_PROVIDER_YAML"
 JSON = "INVARLOCK_DATASET_PROVIDER_JSON"

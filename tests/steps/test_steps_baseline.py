@@ -23,7 +23,7 @@ from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
 from evpack.rundir import ModelDir, RunDir
-from evpack.settings import resolve
+from evpack.settings_resolve import resolve
 from evpack.steps.runner import run_step
 from evpack.steps.state import read_attempts
 from tests.assets.test_assets_demo import gguf_file  # noqa: F401 - a fixture

@@ -13,7 +13,8 @@ from evpack.catalog.loader import parse_as, read_document, shipped
 from evpack.catalog.scenarios import Category, Manifest, Scenario
 from evpack.errors import BadInput, MissingFile
 from evpack.home import Home
-from evpack.settings import Settings, peek_suite, resolve
+from evpack.settings import Settings
+from evpack.settings_resolve import peek_suite, resolve
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _ASSETS = {"fixture/model": "fixture_model", "fixture/text": "fixture_text"}
@@ -68,7 +69,7 @@ def suite(name: str) -> Suite:
 def settings_for(
     params: Mapping[str, Any], event: Mapping[str, Any], environ: Mapping[str, str], home: Home
 ) -> Settings:
-    """`settings.resolve` with the block of the suite that the sources name, its text turned into a path.
+    """`settings_resolve.resolve` with the block of the suite that the sources name, its text turned into a path.
 
     Raises:
         BadInput: unknown suite, wrong value, text of the suite that is not there.

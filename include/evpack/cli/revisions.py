@@ -41,7 +41,7 @@ def pin(
     from evpack.home import Home
     from evpack.plan.revisions import resolve_pin, store_pins
     from evpack.plan.sources import fetch_snapshot
-    from evpack.settings import resolve
+    from evpack.settings_resolve import resolve
 
     home, now = Home.locate(), utc_now()
     settings = resolve({"net": True}, {}, os.environ, {})

@@ -30,6 +30,6 @@ def pool_slots() -> dict[str, int]:
         BadInput: when a variable of the environment that decides about devices is wrong.
     """
     from evpack.plan.memory import host_devices
-    from evpack.settings import resolve
+    from evpack.settings_resolve import resolve
 
     return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {})).count}

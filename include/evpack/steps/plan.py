@@ -18,7 +18,8 @@ from evpack.pack.provenance import collect_source_repo
 from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
 from evpack.plan.model import CampaignPlan
 from evpack.rundir import RunDir
-from evpack.settings import Settings, given_fields
+from evpack.settings import Settings
+from evpack.settings_resolve import given_fields
 
 RUNS_NAME = "evidence_pack_runs"
 """Where campaigns go that were given neither a run directory nor a DAG run (the reference's name)."""
