@@ -1,7 +1,7 @@
 """Everything an operator can set, in one frozen model.
 
-`settings_resolve.resolve` makes it once, when a campaign is planned. It is frozen into state/settings.json; no later step
-looks at PACK_* or INVARLOCK_* variables again. A field is named after its variable: lower case, without the
+`settings_resolve.resolve` makes it once, when a campaign is planned. It is frozen into state/settings.json; no
+later step looks at PACK_* or INVARLOCK_* variables again. A field is named after its variable: lower case, without the
 PACK_ or INVARLOCK_ prefix. docs/tuning.md is generated from the metadata below (`evpack.settings_docs`).
 """
 
