@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+import evpack
 from evpack.catalog.edit_spec import parse_edit_spec
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.scenarios import EditGeneration, Manifest, Strictness
 from evpack.catalog.suites import chosen_scenarios
+from evpack.catalog.supported import METRIC_FLAGS, VALIDATION_FLAGS
 from evpack.errors import BadInput
 from evpack.settings_resolve import resolve
 
@@ -90,6 +92,7 @@ def test_a_manifest_of_ones_own(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"id": "nan_injection"}, "stands twice"),
+        ({"id": "NAN_injection"}, "differ only in case"),
         ({"id": "../x"}, "not a valid id"),
         ({"id": "calibration"}, "reserved"),
         ({"strictness": "should_pass"}, "strictness"),
@@ -105,6 +108,34 @@ def test_faults_of_a_manifest(tmp_path: Path, change: dict[str, Any], said: str)
     with pytest.raises(BadInput, match=r"mine\.json") as caught:
         chosen_scenarios(resolve({"suite": "demo", "scenarios": path}, {}, {}, {}))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("detector", "wrong", "known"),
+    [
+        ({"type": "probe", "file": "rmt_prob.json"}, "'rmt_prob.json'", "rmt_probe.json, ve_probe.json"),
+        ({"type": "validation_flag", "flag": "spectral_stabel", "expected": False}, "'spectral_stabel'", "rmt_stable"),
+        ({"type": "primary_metric", "field": "degrade", "expected": True}, "'degrade'", "degraded, detected_shift"),
+        ({"type": "guard_remediation", "guard": "spectrl", "field": "caps_applied"}, "'spectrl'", "rmt, spectral"),
+        ({"type": "invariants_status", "allowed": ["fail", "FAILED"]}, "'FAILED'", "error, fail"),
+    ],
+)
+def test_a_detector_that_can_never_hit_is_refused(
+    tmp_path: Path, detector: dict[str, Any], wrong: str, known: str
+) -> None:
+    path = altered(tmp_path / "mine.json", id="mine", requirements={"detectors_any_of": [detector]})
+    with pytest.raises(BadInput) as caught:
+        chosen_scenarios(resolve({"suite": "demo", "scenarios": path}, {}, {}, {}))
+    said = str(caught.value)
+    assert "'mine'" in said and wrong in said and known in said
+
+
+def test_flags_that_a_detector_may_name_are_those_of_the_report() -> None:
+    schema = json.loads((Path(evpack.__file__).parent / "evaluation" / "report.schema.json").read_text())
+    properties = schema["properties"]
+    assert set(properties["validation"]["properties"]) == VALIDATION_FLAGS
+    metric = properties["primary_metric"]["properties"]
+    assert {name for name, part in metric.items() if "boolean" in part.get("type", ())} == METRIC_FLAGS
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": "x"}', '{"schema": "x", "schema": "y"}', ""])

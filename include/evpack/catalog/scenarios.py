@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evpack.catalog import supported
 from evpack.errors import BadInput
 from evpack.rundir import checked_id
 
@@ -133,11 +135,14 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for scenario in self.scenarios:
-            if scenario.id in seen:
+            other = seen.get(scenario.id.casefold())
+            if other == scenario.id:
                 raise ValueError(f"scenario {scenario.id!r} stands twice")
-            seen.add(scenario.id)
+            if other is not None:
+                raise ValueError(f"scenarios {other!r} and {scenario.id!r} differ only in case; rename one")
+            seen[scenario.id.casefold()] = scenario.id
             _check(scenario)
         return self
 
@@ -158,3 +163,25 @@ def _check(scenario: Scenario) -> None:
         raise ValueError(f"scenario {scenario.id!r}: generation does not fit category {scenario.category.value!r}")
     if scenario.strictness in _NEEDS_DETECTORS and not scenario.requirements.detectors_any_of:
         raise ValueError(f"scenario {scenario.id!r}: {scenario.strictness.value} needs detectors_any_of")
+    for detector in scenario.requirements.detectors_any_of:
+        for name, value, known in _named(detector):
+            if value not in known:
+                raise ValueError(
+                    f"scenario {scenario.id!r}: a {detector.type} detector with {name} {value!r} can never hit; "
+                    f"known: {', '.join(sorted(known))}"
+                )
+
+
+def _named(detector: Detector) -> list[tuple[str, str, Collection[str]]]:
+    """What a detector names in a report: field, value, what there can be."""
+    match detector:
+        case FlagDetector(flag=flag):
+            return [("flag", flag, supported.VALIDATION_FLAGS)]
+        case MetricDetector(field=field):
+            return [("field", field, supported.METRIC_FLAGS)]
+        case InvariantsDetector(allowed=allowed):
+            return [("status", status, supported.GUARD_STATUSES) for status in allowed]
+        case RemediationDetector(guard=guard):
+            return [("guard", guard, supported.SUPPORTED_GUARDS)]
+        case ProbeDetector(file=file):
+            return [("file", file, supported.PROBES)]

@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any
 
 from evpack.catalog.policy import Policy
+from evpack.catalog.supported import GUARD_STATUSES
 from evpack.errors import BrokenContract, EvidenceError
 from evpack.evaluation.assess import assess
 from evpack.evaluation.records import WindowRecords
@@ -30,7 +31,6 @@ GUARD_FLAGS: dict[str, str | None] = {
 """Guards of the report and the validation flag of each; the variance guard has none."""
 
 _PASSING = ("pass", "warn")
-_STATUSES = (*_PASSING, "fail", "error")
 _TOLERANCE = 1e-12
 """Relative and absolute: results are equal up to the last bits of exp and log of another C library."""
 _VOLATILE = frozenset({"artifacts", "generated_at", "path", "host", "pid", "seconds", "telemetry"})
@@ -233,8 +233,10 @@ def _derived(subject_data: bytes, baseline_data: bytes, policy: Policy, availabl
 def _guard_block(name: str, guards: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
     if name not in order:
         return {"evaluated": False, "reason": "not in PACK_GUARDS_ORDER"}
-    if name not in guards or guards[name].get("status") not in _STATUSES:
-        raise BrokenContract(f"guard {name} is in the order but gave no block with a status of {', '.join(_STATUSES)}")
+    if name not in guards or guards[name].get("status") not in GUARD_STATUSES:
+        raise BrokenContract(
+            f"guard {name} is in the order but gave no block with a status of {', '.join(GUARD_STATUSES)}"
+        )
     return {"evaluated": True, **guards[name]}
 
 

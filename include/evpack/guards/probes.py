@@ -10,12 +10,10 @@ from typing import Any
 
 from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import ProbeDetector, Scenario
+from evpack.catalog.supported import PROBES, RMT_PROBE, VE_PROBE
 from evpack.guards import rmt, variance
 from evpack.guards.hooks_records import ActivationRecords
 
-RMT_PROBE = "rmt_probe.json"
-VE_PROBE = "ve_probe.json"
-PROBES = (RMT_PROBE, VE_PROBE)
 _SCHEMAS = {RMT_PROBE: "rmt_probe_v1", VE_PROBE: "ve_probe_v1"}
 
 
