@@ -15,6 +15,9 @@ from evpack.rundir import RunDir
 
 PLAN_SCHEMA = "evpack_campaign_plan_v1"
 
+_SEAL = ("manifest.json", "checksums.sha256")
+"""What only a sealed pack has beside state/."""
+
 
 class Frozen(BaseModel):
     """Base of all plan parts: immutable, unknown keys refused."""
@@ -199,11 +202,13 @@ class CampaignPlan(Frozen):
 
 
 def load_plan(run: RunDir) -> CampaignPlan:
-    """Read state/plan.json.
+    """Read state/plan.json of a run directory. A pack holds one too, but nobody may work in a sealed directory.
 
     Raises:
-        BadInput: when the directory was never planned.
+        BadInput: when the directory was never planned, or is a sealed pack.
     """
+    if all((run.root / name).is_file() for name in _SEAL):
+        raise BadInput(f"{run.root} is a sealed pack", "give its run directory")
     if not run.plan.is_file():
         raise BadInput(f"{run.root} holds no plan (state/plan.json)", "give a run directory of a planned campaign")
     return CampaignPlan.parse(run.plan.read_bytes(), str(run.plan))
