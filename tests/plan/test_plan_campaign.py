@@ -311,6 +311,36 @@ def test_wrong_edit_spec(make_settings: MakeSettings, home: Home, tmp_path: Path
         build_plan(make_settings(scenarios=str(path)), home, NOW)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("lowrank_svd:4:ffn@layer=2", r"mine.*tiny.*names layer 2, but the model's blocks are 0 to 1"),
+        ("quant_rtn:4:all@layer=0,9999", "names layer 9999"),
+        ("quant_rtn:4:all@layers=0", "covers no layer"),
+        ("lowrank_svd:65:ffn", "rank 65, but no matrix of the model has more than 64"),
+        ("lowrank_svd:64:ffn@layer=1", None),
+        ("quant_rtn:4:all@layers=9", None),
+    ],
+)
+@pytest.mark.parametrize("names", [("num_hidden_layers", "hidden_size"), ("n_layer", "n_embd")])
+def test_edits_that_no_tensor_of_the_model_fits(
+    spec: str, said: str | None, names: tuple[str, str], make_settings: MakeSettings, make_model: MakeModel,
+    home: Home, tmp_path: Path,
+) -> None:  # fmt: skip
+    value = json.loads(shipped("scenarios_core.json"))
+    stress = next(one for one in value["scenarios"] if one["category"] == "stress")
+    value["scenarios"] = [stress | {"id": "mine", "generation": stress["generation"] | {"edit_spec": spec}}]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(value))
+    model = make_model(config={"vocab_size": 32, names[0]: 2, names[1]: 64})
+    settings = make_settings(models=[str(model)], scenarios=str(path))
+    if said is None:
+        assert build_plan(settings, home, NOW).plan.steps
+    else:
+        with pytest.raises(BadInput, match=said):
+            build_plan(settings, home, NOW)
+
+
 def test_missing_tuned_parameters_are_listed(
     make_settings: MakeSettings, make_model: MakeModel, home: Home, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,17 +13,8 @@ from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.reader import Checkpoint, CheckpointLike, TensorRecord, tensor_records
 from evpack.errors import CheckpointError, EvidenceError
 from evpack.files import parse_json, write_json
+from evpack.plan.sources import CONFIG_KEYS, config_size
 from evpack.rundir import ModelDir
-
-_CONFIG_KEYS = {
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "num_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
-    "vocab_size": ("vocab_size",),
-}
-"""Our field: names families use for it, first one wins."""
 
 
 class ModelProfile(BaseModel):
@@ -70,7 +61,7 @@ def build_profile(checkpoint: Checkpoint, *, model_id: str, revision: str | None
         dtype_bytes=max(sizes, key=lambda size: sizes[size], default=2),
         checkpoint_digest=checkpoint.digest(),
         tensors=records,
-        **{field: _first_int(config, keys) for field, keys in _CONFIG_KEYS.items()},
+        **{field: config_size(config, field) for field in CONFIG_KEYS},
     )
 
 
@@ -129,8 +120,3 @@ def main_dtype(checkpoint: CheckpointLike) -> str:
     """Type of the largest tensor, as safetensors names it: the one that most weights have."""
     infos = (checkpoint.info(name) for name in checkpoint.names())
     return max(infos, key=lambda info: info.nbytes).dtype
-
-
-def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    values = (config.get(key) for key in keys)
-    return next((value for value in values if type(value) is int), None)

@@ -83,6 +83,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     sources = sort_models(sources, settings.order, lambda source: source.weights_gb, lambda source: source.id)
     tuned = load_tuned(settings.tuned_edit_params_file) if _has_clean(manifest.scenarios) else TunedParams({})
     edits = preflight.resolve_edits(sources, manifest.scenarios, tuned)
+    preflight.check_edits_fit(sources, edits)
     found = host_devices(settings) if devices is None else devices
     models = tuple(_model(source, found, settings, edits) for source in sources)
     steps = [step for model in models for step in _model_steps(model, manifest.scenarios, edits, settings)]

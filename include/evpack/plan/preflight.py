@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evpack.catalog import supported
-from evpack.catalog.edit_spec import EditSpecError, ResolvedEdit, parse_edit_spec, resolve_edit
+from evpack.catalog.edit_spec import EditSpecError, ResolvedEdit, parse_edit_spec, parse_scope, resolve_edit
 from evpack.catalog.scenarios import EditGeneration, ErrorGeneration, Scenario
 from evpack.catalog.tuned import TunedParams
 from evpack.errors import BadInput, MissingFile
@@ -102,6 +102,37 @@ def resolve_edits(
             "measure them with `evpack tune` for the file of PACK_TUNED_EDIT_PARAMS_FILE, or leave these scenarios out",
         )
     return resolved
+
+
+def check_edits_fit(sources: Sequence[Source], edits: Mapping[tuple[str, str], ResolvedEdit]) -> None:
+    """Refuse edits of blocks that a model does not have, or of a rank that none of its matrices reaches.
+
+    Only what the configuration tells is checked; each create step holds its edit against the tensors.
+
+    Args:
+        edits: as `resolve_edits` gives them.
+
+    Raises:
+        BadInput: naming scenario, model and value.
+    """
+    for source in sources:
+        for (model, scenario), edit in edits.items():
+            if model != source.id or edit.status != "selected":
+                continue
+            where = f"scenario {scenario}, model {model}: edit {edit.spec!r} (scope {edit.scope})"
+            scope = parse_scope(edit.scope)
+            if source.blocks is not None and scope.layers and scope.layers[-1] >= source.blocks:
+                raise BadInput(
+                    f"{where} names layer {scope.layers[-1]}, but the model's blocks are 0 to {source.blocks - 1}",
+                    "name a layer that exists",
+                )
+            if scope.below == 0 and not scope.layers:
+                raise BadInput(f"{where} covers no layer", "write @layers=1 or more: all layers below that number")
+            if source.width is not None and edit.rank is not None and edit.rank > source.width:
+                raise BadInput(
+                    f"{where} has rank {edit.rank}, but no matrix of the model has more than {source.width}",
+                    f"give a rank below {source.width}",
+                )
 
 
 def check_names(sources: Sequence[Source]) -> None:

@@ -38,6 +38,16 @@ _WEIGHTS: tuple[tuple[Literal["safetensors", "pickle"], str, str, str], ...] = (
 """Formats in order of preference: name of the single file (its index has ``.index.json`` behind it), suffix, and what
 the names of files begin with that are weights even without an index."""
 
+CONFIG_KEYS = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "vocab_size": ("vocab_size",),
+}
+"""Sizes in config.json: our name, then the names families use for it; the first one wins."""
+
 _CONFIG_MEND = "give the directory of a Hugging Face checkpoint in safetensors format"
 _BYTES_AFTER_GGUF = 2
 """A converted GGUF file holds bfloat16, whatever it was quantised to."""
@@ -66,6 +76,10 @@ class Source:
     """Its entry in model_revisions.json."""
     arrives: Path | None = None
     """Directory below which its weights still have to be written (download, conversion); None when they are there."""
+    blocks: int | None = None
+    """Transformer blocks by its configuration; None when it does not say."""
+    width: int | None = None
+    """Size of its hidden states by its configuration, which every projection has on one side; None as above."""
 
 
 def open_source(model: SuiteModel, settings: Settings, home: Home, now: str, pins: Mapping[str, Pin]) -> Source:
@@ -85,14 +99,14 @@ def open_source(model: SuiteModel, settings: Settings, home: Home, now: str, pin
     pin: Pin = {"revision": f"sha256:{content_digest(path)}", "resolved_at": now, "gated": False, "private": False}
     if path.is_file():
         return _open_gguf(model.id, path, pin, home)
-    vocab, weights = _vocab(path, model.id), weight_files(path, model.id, settings)
+    sizes, weights = _sizes(path, model.id), weight_files(path, model.id, settings)
     return Source(
         id=model.id,
         source=ModelSource(kind="local", path=str(path), revision=pin["revision"], format=weights.format),
         directory=path,
         weights_gb=sum((path / name).stat().st_size for name in weights.names) / GB,
         largest_tensor_gb=max(_largest_tensor(path / name) for name in weights.names) / GB,
-        vocab=vocab,
+        **sizes,
         pin=pin,
         arrives=None if weights.format == "safetensors" else _missing(converted_dir(home, model.id, pin["revision"])),
     )
@@ -185,7 +199,7 @@ def _open_hub(model_id: str, pin: Pin, settings: Settings, home: Home) -> Source
         directory=directory,
         weights_gb=sum(sizes[name] for name in weights.names) / GB,
         largest_tensor_gb=largest / GB,
-        vocab=_vocab(directory, model_id),
+        **_sizes(directory, model_id),
         pin=dict(pin),
         arrives=arrives,
     )
@@ -255,14 +269,26 @@ def _open_gguf(model_id: str, path: Path, pin: Pin, home: Home) -> Source:
     )
 
 
-def _vocab(directory: Path, model_id: str) -> int:
+def config_size(config: Mapping[str, Any], name: str) -> int | None:
+    """A size of `CONFIG_KEYS` that a configuration states as a whole number, else None."""
+    values = (config.get(key) for key in CONFIG_KEYS[name])
+    return next((value for value in values if type(value) is int), None)
+
+
+def _sizes(directory: Path, model_id: str) -> dict[str, Any]:
+    """The fields of a source that come from its configuration."""
     config = parse_document(
         read_document(directory / "config.json", f"model {model_id}:", _CONFIG_MEND), f"{directory}/config.json"
     )
-    vocab = config.get("vocab_size") if isinstance(config, dict) else None
-    if not isinstance(vocab, int) or vocab < 1:
+    config = config if isinstance(config, dict) else {}
+    vocab = config_size(config, "vocab_size")
+    if vocab is None or vocab < 1:
         raise BadInput(f"model {model_id}: {directory}/config.json names no vocab_size", _CONFIG_MEND)
-    return vocab
+    return {
+        "vocab": vocab,
+        "blocks": config_size(config, "num_layers"),
+        "width": config_size(config, "hidden_size"),
+    }
 
 
 def _largest_tensor(shard: Path) -> int:
