@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_converted_weights_are_the_gguf_values_rounded_once(gguf_file: Path, con
     embedding = torch.from_numpy(np.array(stored["token_embd.weight"].data))
     assert torch.equal(weights["model.embed_tokens.weight"], embedding.bfloat16())
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in converted.iterdir())
+
+
+def test_how_the_tokenizer_was_loaded_does_not_enter_its_file(converted: Path) -> None:
+    """The pinned digest of the demo's tokenizer_config.json depends on it."""
+    config = json.loads((converted / "tokenizer_config.json").read_text())
+    assert config["local_files_only"] is False
+    assert "trust_remote_code" not in config
 
 
 def test_a_damaged_gguf_gives_one_line(tmp_path: Path) -> None:

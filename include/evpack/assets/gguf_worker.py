@@ -15,11 +15,12 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    where |= {"local_files_only": True, "trust_remote_code": False}
+    where |= {"trust_remote_code": False}
+    # The source is a local file, and local_files_only would be written into the tokenizer's own configuration.
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
     # Without dequantize=True the model refuses to be saved.
     model = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        **where, local_files_only=True, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     model.to(torch.bfloat16).save_pretrained(target)
     # save_pretrained writes weights with mode 0600, which a container's user could not read.
