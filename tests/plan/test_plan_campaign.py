@@ -401,12 +401,6 @@ def test_directory_that_cannot_be_made(make_settings: MakeSettings, home: Home, 
         make_plan(RunDir(tmp_path / "file" / "run"), make_settings(), home)
 
 
-def test_signing_key_that_is_not_there(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
-    settings = make_settings().model_copy(update={"signing_key": "/no/key.pem"})
-    with pytest.raises(MissingFile, match="PACK_SIGNING_KEY"):
-        make_plan(run, settings, home)
-
-
 def test_text_is_checked_before_anything_is_written(make_settings: MakeSettings, run: RunDir, home: Home) -> None:
     def refuse(settings: Settings, checkpoints: Any) -> None:
         assert [path.name for path in checkpoints] == ["tiny"]

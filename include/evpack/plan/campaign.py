@@ -110,13 +110,22 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     return Draft(plan, documents, space, tuple(source.directory for source in sources), pins)
 
 
-def check_draft(draft: Draft, run: RunDir, settings: Settings, check_source: preflight.CheckSource) -> None:
-    """The questions that need the run directory or the text.
+def check_draft(
+    draft: Draft,
+    run: RunDir,
+    settings: Settings,
+    check_source: preflight.CheckSource,
+    check_pack: preflight.CheckPack | None = None,
+) -> None:
+    """The questions that need the run directory, the text or the pack.
 
     Raises:
-        BadInput: directory not writable or in use, no space, text missing, unreadable or too short.
+        BadInput: directory not writable or in use, pack that could not be sealed, no space, text missing, unreadable
+            or too short.
     """
     preflight.check_run_dir(run)
+    if check_pack is not None:
+        check_pack(settings, run)
     check_space(run.root, draft.space, settings)
     check_source(settings, draft.checkpoints)
 
@@ -128,6 +137,7 @@ def plan_campaign(
     *,
     source_repo: Mapping[str, Any],
     check_source: preflight.CheckSource,
+    check_pack: preflight.CheckPack | None = None,
     given: Collection[str] = (),
 ) -> CampaignPlan:
     """Plan a campaign into a run directory, or take up the plan that is there.
@@ -135,6 +145,7 @@ def plan_campaign(
     Args:
         source_repo: provenance of the code (`pack.provenance`), stored as state/source_repo.json.
         check_source: see `preflight.CheckSource`.
+        check_pack: see `preflight.CheckPack`; None when no pack will be built.
         given: names of settings that were set explicitly; on resume they must agree with the frozen ones.
 
     Raises:
@@ -146,7 +157,7 @@ def plan_campaign(
         raise BadInput(f"{run.root} holds no plan to resume", "give the run directory of a planned campaign")
     draft = build_plan(settings, home, utc_now())
     check_lanes(draft.plan, home.pools)
-    check_draft(draft, run, settings, check_source)
+    check_draft(draft, run, settings, check_source, check_pack)
     state = run.plan.parent
     for name, value in {**draft.documents, "source_repo.json": dict(source_repo)}.items():
         write_json(state / name, value)

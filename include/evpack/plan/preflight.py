@@ -9,7 +9,7 @@ from evpack.catalog import supported
 from evpack.catalog.edit_spec import EditSpecError, ResolvedEdit, parse_edit_spec, parse_scope, resolve_edit
 from evpack.catalog.scenarios import EditGeneration, ErrorGeneration, Scenario
 from evpack.catalog.tuned import TunedParams
-from evpack.errors import BadInput, MissingFile
+from evpack.errors import BadInput
 from evpack.plan.disk import check_writable
 from evpack.plan.sources import Source
 from evpack.rundir import RunDir, model_name
@@ -20,6 +20,9 @@ CheckSource = Callable[[Settings, Iterable[Path]], object]
 
 Takes the settings and the checkpoint directories; raises BadInput.
 """
+
+CheckPack = Callable[[Settings, RunDir], object]
+"""Refuses what would keep the pack from being sealed (`evpack.steps.build_pack.check_pack`); raises BadInput."""
 
 _FRESH = frozenset({"analysis", "state", "logs"})
 """What a killed plan or a scheduler may have left in a run directory without a plan."""
@@ -49,8 +52,6 @@ def check_settings(settings: Settings) -> None:
             "DRIFT_CALIBRATION_RUNS=0: guard calibration disabled",
             "set it to 1 or more, or reuse presets with PACK_CALIBRATION_PRESET_DIR or _FILE",
         )
-    if settings.signing_key is not None and not Path(settings.signing_key).is_file():
-        raise MissingFile("PACK_SIGNING_KEY names no file", "make a key with `evpack keygen`, or unset it")
 
 
 def check_kinds(scenarios: Sequence[Scenario]) -> None:

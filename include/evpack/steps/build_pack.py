@@ -25,6 +25,16 @@ def signing_key_of(settings: Settings, home: Home) -> Path | None:
     return Path(settings.signing_key) if settings.signing_key else keys.deployment_key(home)
 
 
+def check_pack(settings: Settings, run: RunDir) -> None:
+    """Refuse, before anything is computed, what `build_pack` would refuse at the end. Makes no key and no directory.
+
+    Raises:
+        BadInput: PACK_SIGNING_KEY is no key that can sign.
+    """
+    if settings.sign_manifest and settings.signing_key:
+        keys.load_private(Path(settings.signing_key))
+
+
 def build_pack(ctx: StepContext) -> list[Path]:
     """Publish the pack and reports/evidence_pack.json, which says what was built (the pack may be elsewhere)."""
     target = pack_path(ctx.run, ctx.settings)

@@ -1,7 +1,8 @@
-"""Planning with everything it needs from the rooms above `plan`: the text check and the provenance of the code."""
+"""Planning with everything it needs from the rooms above `plan`: the checks of text and pack, the provenance of the code."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,7 +20,10 @@ from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
 from evpack.plan.model import CampaignPlan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
-from evpack.settings_resolve import given_fields
+from evpack.settings_resolve import given_fields, unknown_variables
+from evpack.steps.build_pack import check_pack
+
+log = logging.getLogger(__name__)
 
 RUNS_NAME = "evidence_pack_runs"
 """Where campaigns go that were given neither a run directory nor a DAG run (the reference's name)."""
@@ -44,6 +48,7 @@ def open_campaign(
     Raises:
         BadInput: before anything is written.
     """
+    warn_unknown(environ)
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
     plan = plan_campaign(
@@ -52,6 +57,7 @@ def open_campaign(
         home,
         source_repo=_source_repo(environ),
         check_source=partial(check_source, home=home),
+        check_pack=check_pack,
         given=given_fields(params),
     )
     return run, plan
@@ -69,11 +75,19 @@ def dry_run(
     Raises:
         BadInput: as `open_campaign` would.
     """
+    warn_unknown(environ)
     settings = settings_for(params, {}, os.environ if environ is None else environ, home)
     draft = build_plan(settings, home, utc_now())
-    check_draft(draft, run_dir(settings, default_root), settings, partial(check_source, home=home))
+    check_draft(draft, run_dir(settings, default_root), settings, partial(check_source, home=home), check_pack)
     _source_repo(environ)
     return draft
+
+
+def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
+    """Log a line for each variable of an environment (this process's when None) that is a misspelt setting."""
+    for name, near in unknown_variables(os.environ if environ is None else environ).items():
+        mend = f"did you mean {near}?" if near else "docs/tuning.md lists every setting"
+        log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
 
 
 def run_dir(settings: Settings, default_root: Path | None = None) -> RunDir:
