@@ -17,6 +17,8 @@ from evpack.settings import Settings, variables
 from evpack.settings_provider import PROVIDER_FIELDS, provider_settings
 
 _TIMEOUT_PREFIX = "TASK_TIMEOUT_"
+_OURS = ("PACK_", "INVARLOCK_")
+"""What names of variables begin with that nobody but a campaign reads."""
 
 
 def resolve(
@@ -68,6 +70,13 @@ def given_fields(params: Mapping[str, Any]) -> frozenset[str]:
         BadInput: when params hold something that is no setting.
     """
     return frozenset(_named(params, "params"))
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that look like settings and are none, each with the nearest known name."""
+    known = [name for var in _VARS.values() for name in var.names]
+    unknown = sorted(name for name in environ if name.startswith(_OURS) and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in unknown}
 
 
 def _with_provider(given: dict[str, tuple[object, str, str]]) -> dict[str, tuple[object, str, str]]:

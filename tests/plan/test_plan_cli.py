@@ -48,6 +48,17 @@ def test_plan_writes_a_run_directory(app: typer.Typer, tmp_path: Path) -> None:
     assert "planned in" in output(app, "plan", "--out", "run")
 
 
+def test_misspelt_variables_are_told(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("INVARLOCK_PREVEW_WINDOWS", "3")
+    for words in ((*FIXTURE, "-p", "scenarios=nan_injection"), ("settings", "show")):
+        caplog.clear()
+        output(app, *words)
+        (line,) = [record.getMessage() for record in caplog.records if "PREVEW" in record.getMessage()]
+        assert "has no effect; did you mean INVARLOCK_PREVIEW_WINDOWS?" in line
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [("seq_len", "not name=value"), ("=3", "not name=value"), ("preview_windows=-4", "preview_windows='-4'")],

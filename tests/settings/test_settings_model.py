@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import canonical_json, portable
 from evpack.settings import Settings
-from evpack.settings_resolve import given_fields, peek_suite, resolve
+from evpack.settings_resolve import given_fields, peek_suite, resolve, unknown_variables
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ+secretsecretsecret\n-----END PRIVATE KEY-----\n"
 
@@ -207,3 +207,20 @@ def test_a_copy_without_directories_has_the_digest_of_the_original() -> None:
     assert (copy["text_path"], copy["output_dir"], copy["models"]) == ("plays", "one", ["tiny", "org/name"])
     assert Settings.parse(canonical_json(copy)).digest() == settings.digest()
     assert settings.digest() != settings.model_copy(update={"seq_len": 64}).digest()
+
+
+def test_unknown_variables_and_the_names_they_are_near_to() -> None:
+    environ = {
+        "INVARLOCK_PREVEW_WINDOWS": "3",
+        "PACK_MODEL": "foo",
+        "PACK_QQQQQQQQ": "",
+        "PACK_NET": "0",
+        "INVARLOCK_SEQ_LEN": "8",
+        "TASK_TIMEOUT_CREATE_EDIT": "9",
+        "PATH": "/bin",
+    }
+    assert unknown_variables(environ) == {
+        "INVARLOCK_PREVEW_WINDOWS": "INVARLOCK_PREVIEW_WINDOWS",
+        "PACK_MODEL": "PACK_MODELS",
+        "PACK_QQQQQQQQ": None,
+    }
