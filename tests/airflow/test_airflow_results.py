@@ -121,6 +121,28 @@ def test_nothing_missing_or_stale_is_ever_a_pass(planned: tuple[RunDir, Campaign
         assert campaign_outcome(run).exit is CampaignExit.INCOMPLETE
 
 
+def test_the_list_tells_running_campaigns_from_ended_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "home")
+    monkeypatch.setenv("EVPACK_HOME", str(home.root))
+
+    def listed() -> str:
+        [line] = CliRunner().invoke(build_app(), ["campaign", "list"]).output.splitlines()
+        return line.split()[1]
+
+    params = {"suite": "fixture", "scenarios": "nan_injection"}
+    run, plan = open_campaign(
+        params, home, default_root=home.run_dir("evidence_pack", "one"), environ={"NUM_GPUS": "0"}
+    )
+    assert listed() == "INCOMPLETE"
+    attempt = Attempt(run, "fixture.setup_baseline", 1, None)
+    attempt.begin()
+    assert listed() == "RUNNING"
+    attempt.end(StepExit.PERMANENT, "broken")
+    assert listed() == "INCOMPLETE"
+    close(run, plan, "PASS")
+    assert listed() == "PASS"
+
+
 def test_a_directory_without_a_plan_is_incomplete(tmp_path: Path) -> None:
     assert campaign_outcome(RunDir(tmp_path)).exit is CampaignExit.INCOMPLETE
 

@@ -125,13 +125,13 @@ def list_campaigns() -> None:
     from evpack.home import Home
     from evpack.plan.model import load_plan
     from evpack.rundir import RunDir
-    from evpack.runtime.outcome import campaign_outcome
+    from evpack.runtime.outcome import campaign_state
 
     lines = []
     for path in Home.locate().runs.glob("*/*"):
         try:
             plan = load_plan(RunDir(path))
-            lines.append(f"{plan.created_at}  {campaign_outcome(RunDir(path)).exit.name:<10}  {plan.suite:<9}  {path}")
+            lines.append(f"{plan.created_at}  {campaign_state(RunDir(path), plan):<10}  {plan.suite:<9}  {path}")
         except EvpackError as error:
             lines.append(f"{'-':<20}  {'unplanned':<10}  {'-':<9}  {path} ({error.what})")
     print("\n".join(sorted(lines, reverse=True)) or "no campaigns yet")

@@ -9,10 +9,10 @@ from typing import Any
 from evpack.errors import CampaignExit, EvidenceError, EvpackError
 from evpack.files import read_json
 from evpack.pack.verify import VerifyExit
-from evpack.plan.model import StepType, load_plan
+from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
-from evpack.steps.state import read_marker
+from evpack.steps.state import read_marker, step_state
 
 CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
 """What must have finished before a verdict counts."""
@@ -70,6 +70,13 @@ def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
         pack=pack if pack.is_dir() else None,
         verification=verification,
     )
+
+
+def campaign_state(run: RunDir, plan: CampaignPlan) -> str:
+    """One word for a list: RUNNING while the process of some step is alive, else how the campaign ended."""
+    if any(step_state(run, step.id) == "running" for step in plan.steps):
+        return "RUNNING"
+    return campaign_outcome(run).exit.name
 
 
 def _verified(verification: dict[str, Any], signed: bool) -> bool:
