@@ -154,6 +154,21 @@ def test_the_command_writes_a_file_that_a_campaign_reads(
         CliRunner().invoke(build_app(), [*command, "--out", "/no/such/place/x.json"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("place", ["/proc/tuned.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_the_sweep(
+    place: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("measured before the file was looked at")
+
+    monkeypatch.setenv("EVPACK_HOME", str(home.root))
+    monkeypatch.setattr("evpack.tuning.tune", too_late)
+    with pytest.raises(BadInput, match=rf"--out {place} cannot be written"):
+        CliRunner().invoke(build_app(), ["tune", "fixture", "--out", place], catch_exceptions=False)
+
+
 def reproduces(model: str, kinds: list[str], home: Home) -> None:
     """Tuning gives the shipped entries again; figures may differ in the last digits between machines."""
     _, entries = tune(Request(model, {"suite": "fixture"}, kinds), home, lambda line: None)

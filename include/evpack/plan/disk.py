@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +94,18 @@ def check_writable(path: Path) -> None:
     parent = existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput(f"run directory {path} cannot be written", "set PACK_OUTPUT_DIR to a writable directory")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Refuse a file that could not be written once its content is there. Tries it out and leaves nothing behind.
+
+    Raises:
+        BadInput: naming the option and the path.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=existing_parent(path.parent)):
+            pass
+    except OSError as error:
+        raise BadInput(f"{option} {path} cannot be written ({error.strerror})", "choose another place") from error
