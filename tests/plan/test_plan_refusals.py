@@ -123,3 +123,34 @@ def test_an_unsigned_campaign_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PACK_SIGNING_KEY", "/no/key.pem")
     monkeypatch.setenv("PACK_SIGN_MANIFEST", "0")
     assert CliRunner().invoke(build_app(), PLAN).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file", "is not a directory of its own"),
+        ("link", "is not a directory of its own"),
+        ("file/pack", "cannot be written"),
+        ("full", "is not empty and holds no pack"),
+        ("run", "holds the run directory"),
+    ],
+)
+def test_a_place_that_cannot_hold_the_pack_is_refused_by_plan(
+    place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    monkeypatch.setenv("PACK_DIR", str(tmp_path / place))
+    what = refused(*PLAN, "--out", "run").what
+    assert str(tmp_path / place) in what and said in what
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["new/pack", "empty", "run/evidence"])
+def test_a_place_for_the_pack_is_planned_with(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PACK_DIR", str(tmp_path / place))
+    assert CliRunner().invoke(build_app(), [*PLAN, "--out", "run"]).exit_code == 0
+    assert not (tmp_path / "new").exists()

@@ -7,6 +7,7 @@ manifest names its digest. A build that is killed between those two renames is f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -28,6 +29,7 @@ from evpack.pack.layout import LAYOUTS, Layout, LayoutName
 from evpack.pack.readme import readme
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Trust
+from evpack.plan.disk import existing_parent
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
@@ -120,6 +122,7 @@ def build(
     private = keys.load_private(key) if key else None
     signer = keys.fingerprint(private.public_key()) if private else None
     target = (out or run.pack).absolute()
+    check_target(target)
     plan, limits = load_plan(run), own_limits(run)
     with _exclusive(target) as directory, _staging(target, LAYOUTS[form]) as stage:
         for name, data in collect(run, plan):
@@ -140,6 +143,29 @@ def build(
         fsync_tree(stage.root)
         _publish(stage.root, target, aside, directory)
     return BuiltPack(target, f"sha256:{sha256_bytes(sealed)}", signer, result.level, False, aside, tuple(warnings))
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place that cannot hold a pack: one that cannot be made or written, or holds something else.
+
+    Raises:
+        BadInput: naming the place.
+    """
+    mend = "give another directory for the pack"
+    try:
+        parent = existing_parent(target.parent)
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not target.exists() and not target.is_symlink():
+            return
+        if target.is_symlink() or not target.is_dir():
+            raise BadInput(f"{target} is not a directory of its own", mend)
+        if any(target.iterdir()) and not (target / layout.MANIFEST).is_file():
+            raise BadInput(f"{target} is not empty and holds no pack", mend)
+    except OSError as error:
+        raise BadInput(f"{target} cannot be written ({error.strerror})", mend) from error
 
 
 def _refuse_inconsistent(run: RunDir, result: Recheck) -> None:
@@ -253,17 +279,10 @@ def _standing(target: Path) -> Files | None:
     """The pack that stands at the target, None when nothing does.
 
     Raises:
-        BadInput: when something other than a pack stands there.
+        BadInput: when something other than a pack stands there (`check_target`; it may have come since).
     """
-    if not target.exists() and not target.is_symlink():
-        return None
-    if target.is_symlink() or not target.is_dir():
-        raise BadInput(f"{target} is not a directory of its own", "give another directory for the pack")
-    if not any(target.iterdir()):
-        return None
-    if not (target / layout.MANIFEST).is_file():
-        raise BadInput(f"{target} is not empty and holds no pack", "give another directory for the pack")
-    return inventory.load(target).files
+    check_target(target)
+    return inventory.load(target).files if target.is_dir() and any(target.iterdir()) else None
 
 
 def _same(before: Files, files: Files, where: Layout, signer: str | None, limits: Policy) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evpack.errors import BadInput
 from evpack.files import write_json
 from evpack.home import Home
 from evpack.pack import keys
-from evpack.pack.build import build
+from evpack.pack.build import build, check_target
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext, log
@@ -29,10 +30,14 @@ def check_pack(settings: Settings, run: RunDir) -> None:
     """Refuse, before anything is computed, what `build_pack` would refuse at the end. Makes no key and no directory.
 
     Raises:
-        BadInput: PACK_SIGNING_KEY is no key that can sign.
+        BadInput: PACK_SIGNING_KEY is no key that can sign, PACK_DIR no place for a pack.
     """
     if settings.sign_manifest and settings.signing_key:
         keys.load_private(Path(settings.signing_key))
+    target = pack_path(run, settings)
+    check_target(target)
+    if run.root.is_relative_to(target):
+        raise BadInput(f"PACK_DIR {target} holds the run directory {run.root}", "give another directory for the pack")
 
 
 def build_pack(ctx: StepContext) -> list[Path]:
