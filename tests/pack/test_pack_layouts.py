@@ -108,6 +108,7 @@ def test_inspect_says_what_a_pack_states(app: typer.Typer, good_pack: BuiltPack,
     assert done.exit_code == 0 and "strict ready    yes" in done.output and "example/tiny" in done.output
     value = json.loads(CliRunner().invoke(app, ["inspect", "--json", str(good_pack.path)]).output)
     assert value["stated"]["verification"]["clean_reports"] == 8 and value["strict_ready"]
+    assert "reports         clean reports 8, " in done.output and "{" not in done.output
     assert CliRunner().invoke(app, ["inspect", str(tmp_path / "none")]).exit_code == 3
 
 
@@ -122,6 +123,33 @@ def test_inspect_tells_a_bad_signature_and_refuses_bad_bytes(
     assert (done.exit_code, value["strict_ready"]) == (0, False) and value["errors"]
     (copy / layout.README).write_text("other")
     assert CliRunner().invoke(app, ["inspect", str(copy)]).exit_code == 6
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_changed_manifest_is_signed_by_nobody(
+    app: typer.Typer, good_pack: BuiltPack, tmp_path: Path, trusted: bool
+) -> None:
+    copy = tmp_path / "pack"
+    shutil.copytree(good_pack.path, copy)
+    manifest = copy / layout.MANIFEST
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    options = ["--expected-fingerprint", str(good_pack.fingerprint)] if trusted else []
+    for command in ("inspect", "verify"):
+        lines = CliRunner().invoke(app, [command, *options, str(copy)]).output.splitlines()
+        (line,) = [line for line in lines if line.startswith("signed by")]
+        assert line.startswith("signed by       signature invalid")
+
+
+@pytest.mark.parametrize("size", [(32 << 20) + 1, (64 << 20) + 1])
+def test_a_manifest_that_is_too_large_is_said_to_be_so(
+    app: typer.Typer, good_pack: BuiltPack, tmp_path: Path, size: int
+) -> None:
+    copy = tmp_path / "pack"
+    shutil.copytree(good_pack.path, copy)
+    os.truncate(copy / layout.MANIFEST, size)  # sparse
+    done = CliRunner().invoke(app, ["verify", "--json", str(copy)])
+    (error,) = json.loads(done.output)["errors"]
+    assert (done.exit_code, error["exit"]) == (4, 4) and f"has {size} bytes" in error["error"]
 
 
 def test_what_is_parsed_is_what_was_hashed(good_pack: BuiltPack, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ AUTHENTICITY = {
     "mismatch": "a key that is NOT trusted",
     "unsigned": "nobody",
 }
+INVALID = "signature invalid"
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 Pack = Annotated[Path, typer.Argument(help="Directory of the pack.")]
@@ -74,9 +75,12 @@ def register(app: typer.Typer) -> None:
         from evpack.files import pretty_json, write_atomic
         from evpack.pack import attest
         from evpack.pack.verify import Demands, verify_pack
+        from evpack.plan.disk import check_file
 
         if json_out is not None and json_out.resolve().is_relative_to(pack.resolve()):
             raise BadInput(f"--json-out {json_out} lies inside the pack, which must not change", "write it elsewhere")
+        if json_out is not None:
+            check_file(json_out, "--json-out")
         demands = Demands(
             strict=strict,
             policy=read_policy(policy) if policy else None,
@@ -152,6 +156,7 @@ def _inspected(result: Verification) -> dict[str, Any]:
     document = result.manifest
     shown = ("suite", "generated_at", "layout", "network_mode", "determinism", "models", "verification", "supersedes")
     return result.to_json() | {
+        "signature_holds": result.signature_holds,
         "exit": min(codes, default=0),
         "ok": not codes,
         "strict_ready": result.strict_ready,
@@ -163,15 +168,16 @@ def _inspected(result: Verification) -> dict[str, Any]:
 def _print_facts(facts: dict[str, Any]) -> None:
     stated = facts["stated"]
     source = stated["source"] or {}
+    signer = AUTHENTICITY[facts["authenticity"]] if facts["signature_holds"] else INVALID
     rows = {
         "suite": stated.get("suite"),
         "made at": stated.get("generated_at"),
         "evidence level": facts["evidence_level"],
         "models": ", ".join(f"{m['model_id']} ({m['revision']})" for m in stated.get("models", [])),
-        "reports": stated.get("verification"),
+        "reports": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in stated.get("verification", {}).items()),
         "files": f"{stated['files']}, layout {stated.get('layout', 'v1')}",
         "source": f"{source.get('commit')}{' with local changes' if source.get('dirty') else ''}",
-        "signed by": f"{AUTHENTICITY[facts['authenticity']]}, {facts['signer_fingerprint'] or '-'}",
+        "signed by": f"{signer}, {facts['signer_fingerprint'] or '-'}",
         "strict ready": "yes" if facts["strict_ready"] else "no",
         "supersedes": (stated.get("supersedes") or {}).get("name"),
     }
@@ -185,7 +191,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
 def _print(result: Verification) -> None:
     typer.echo(f"verdict         {result.verdict or 'not established'}")
     typer.echo(f"evidence level  {result.evidence_level or 'not stated'}")
-    typer.echo(f"signed by       {AUTHENTICITY[result.authenticity]}")
+    typer.echo(f"signed by       {AUTHENTICITY[result.authenticity] if result.signature_holds else INVALID}")
     typer.echo(f"fingerprint     {result.fingerprint or '-'}")
     typer.echo(f"recomputed      {result.reports} reports")
     for finding in result.findings:

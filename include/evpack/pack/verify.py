@@ -19,6 +19,7 @@ The exit code is the first rule that fails; all findings are reported. What is p
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -85,6 +86,8 @@ class Verification:
     """manifest.json, empty when it cannot be read. Nothing in it is to be believed beyond the findings."""
     files: Files = field(default_factory=Files, repr=False)
     """What was verified."""
+    signature_holds: bool = True
+    """False when there is a signature that is unreadable, or not one of this manifest by the key that it names."""
 
     @property
     def layout(self) -> layout.Layout:
@@ -179,6 +182,10 @@ def verify_pack(
         )
         findings = (Finding(VerifyExit.MISSING, what),)
         return Verification(label, demands.strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
+    if (size := _size(pack / layout.MANIFEST)) > manifest.MAX_MANIFEST_BYTES:  # not worth reading the rest
+        what = f"{layout.MANIFEST} has {size} bytes, more than the limit of {manifest.MAX_MANIFEST_BYTES}"
+        findings = (Finding(VerifyExit.FORMAT, what),)
+        return Verification(label, demands.strict, VerifyExit.FORMAT, findings, (), "unsigned", None, None, None, 0)
     found = inventory.load(pack)
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     return verify_files(label, found.files, found.problems, trust or Trust(), demands, jobs=jobs)
@@ -196,6 +203,7 @@ def verify_files(
     state = _State()
     document = _manifest(files, state)
     signer = _signer(files, document, state)
+    signature_holds = all(finding.code is not VerifyExit.SIGNATURE for finding in state.findings)
     authenticity = trust.judge(signer)
     _authenticity(authenticity, signer, trust, demands.strict, state)
     for problem in problems:
@@ -226,6 +234,7 @@ def verify_files(
         skipped=demands.skip_evidence,
         manifest=document or {},
         files=files,
+        signature_holds=signature_holds,
     )
 
 
@@ -234,6 +243,15 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         return kind(path)
     except OSError:  # a name too long, a directory that may not be searched
         return False
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file, links not followed; 0 for anything else."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _manifest(files: Mapping[str, bytes], state: _State) -> dict[str, Any] | None:
