@@ -1,8 +1,7 @@
-"""Planning with everything it needs from the rooms above `plan`: the checks of text and pack, the provenance of the code."""
+"""Planning with what it needs from the rooms above `plan`: checks of text and pack, provenance of the code."""
 
 from __future__ import annotations
 
-import logging
 import logging
 import os
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.settings_resolve import given_fields, unknown_variables
 from evpack.steps.build_pack import check_pack
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,6 @@ def open_campaign(
     Raises:
         BadInput: before anything is written.
     """
-    warn_unknown(environ)
     warn_unknown(environ)
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
@@ -80,19 +76,11 @@ def dry_run(
         BadInput: as `open_campaign` would.
     """
     warn_unknown(environ)
-    warn_unknown(environ)
     settings = settings_for(params, {}, os.environ if environ is None else environ, home)
     draft = build_plan(settings, home, utc_now())
     check_draft(draft, run_dir(settings, default_root), settings, partial(check_source, home=home), check_pack)
     _source_repo(environ)
     return draft
-
-
-def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
-    """Log a line for each variable of an environment (this process's when None) that is a misspelt setting."""
-    for name, near in unknown_variables(os.environ if environ is None else environ).items():
-        mend = f"did you mean {near}?" if near else "docs/tuning.md lists every setting"
-        log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
 
 
 def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
