@@ -271,3 +271,16 @@ def test_the_time_limit_ends_a_step(run: RunDir) -> None:
     process.communicate(timeout=30)
     assert process.returncode == StepExit.TRANSIENT
     assert "exceeded its limit of 1 s" in state.read_attempts(run, CALIBRATE)[0]["error"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, StepExit.DISK), (errno.EIO, StepExit.TRANSIENT)])
+def test_a_fault_of_the_file_system_around_a_step_is_classed_as_one_within(
+    number: int, code: StepExit, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(run.root))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(runner, "run_step", broken)
+    assert runner.main_step(run.root, SETUP, 1, None) == code
+    assert str(run.root) in capsys.readouterr().err

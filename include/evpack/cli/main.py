@@ -8,7 +8,7 @@ import sys
 import typer
 
 from evpack import __version__
-from evpack.errors import EvpackError
+from evpack.errors import EvpackError, StepExit
 
 COMMANDS = (
     *("campaign", "plan", "step", "verify", "build", "keygen", "airflow", "assets", "suites", "settings"),
@@ -39,14 +39,27 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; errors made on purpose end in their text and exit code, without a traceback."""
+    """Run the command line; what the operator can mend ends in its text and exit code, without a traceback."""
     try:
         build_app()(standalone_mode=True)
     except EvpackError as error:
         print(f"evpack: {error.diagnostics()}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"evpack: {_refused_by_system(error)}", file=sys.stderr)
+        sys.exit(StepExit.BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refused_by_system(error: OSError) -> str:
+    """One line naming the path and the fault, then the mend."""
+    what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error) or type(error).__name__
+    if isinstance(error, PermissionError):
+        mend = "let this user read (and where something is made, write) there, or name another place"
+    else:
+        mend = "check the path and the file system it is on, then try again"
+    return EvpackError(" ".join(what.splitlines()), mend).diagnostics()
 
 
 if __name__ == "__main__":

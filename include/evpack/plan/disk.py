@@ -49,8 +49,8 @@ def free_gb(path: Path) -> float:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself, or its nearest ancestor that exists."""
-    while not path.exists():
+    """The path itself, or its nearest ancestor that this user can see."""
+    while not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a directory may not be searched
         path = path.parent
     return path
 

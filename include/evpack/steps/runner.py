@@ -267,3 +267,8 @@ def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, le
     except BadInput as error:
         print(f"evpack: {error.diagnostics()}", file=sys.stderr)
         return int(StepExit.BAD_INPUT)
+    except OSError as error:  # reading the plan or keeping records: a full disk or a lost mount is no bad input
+        if isinstance(error, PermissionError):
+            raise
+        print(f"evpack: {_text(error)}", file=sys.stderr)
+        return int(classify(error))
