@@ -82,7 +82,7 @@ def test_a_directory_is_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["/no/such/dir", "./nothing", "~/nothing-at-all"])
 def test_a_path_that_is_not_there(text: str) -> None:
-    with pytest.raises(MissingFile, match="not a directory"):
+    with pytest.raises(MissingFile, match="does not exist"):
         named_model(text)
 
 

@@ -105,7 +105,7 @@ def named_model(text: str) -> SuiteModel:
     """A model as an operator writes it: an id that some suite knows, a directory, or a hub id.
 
     Raises:
-        MissingFile: when it looks like a path and is no directory.
+        MissingFile: when it looks like a path and no checkpoint is there.
         BadInput: when it is neither.
     """
     text = text.strip()
@@ -118,7 +118,10 @@ def named_model(text: str) -> SuiteModel:
     if path.suffix == ".gguf" and path.is_file():
         return SuiteModel(id=path.resolve().stem, location=str(path.absolute()))
     if text.startswith(("/", "./", "../", "~")):
-        raise MissingFile(f"model path {text} is not a directory", "give a safetensors checkpoint or a .gguf file")
+        fault = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
+        raise MissingFile(
+            f"model path {text} {fault}", "give the directory of a safetensors checkpoint or a .gguf file"
+        )
     if not _HUB_ID.fullmatch(text):
         raise BadInput(f"model {text!r} is neither a hub id nor a directory", "write <organisation>/<name> or a path")
     return SuiteModel(id=text)
