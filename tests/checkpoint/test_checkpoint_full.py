@@ -143,6 +143,16 @@ def test_export_writes_a_directory_that_was_not_there(pair, tmp_path):
     assert isinstance(again.exception, BadInput) and "exists already" in again.exception.what
 
 
+@pytest.mark.parametrize(("name", "said"), [(".", "is not a variant"), ("nowhere", "does not exist")])
+def test_export_of_something_else_is_bad_input(pair, tmp_path, name, said):
+    baseline, _ = pair
+    (tmp_path / "other").mkdir()
+    where = str(tmp_path / "other" / name)
+    command = ["variant", "export", where, "--baseline", str(baseline.path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(build_app(), command)
+    assert isinstance(result.exception, BadInput) and said in result.exception.what
+
+
 def test_nothing_is_left_of_an_export_that_fails(pair, tmp_path):
     baseline, variant = pair
     delta = variant.path / "delta.safetensors"

@@ -23,12 +23,15 @@ def register(app: typer.Typer) -> None:
         out: Path = typer.Option(..., "--out", help="Directory to make; must not exist."),
     ) -> None:
         """Write a variant out in full: a directory that transformers loads. A damaged variant stays damaged."""
-        from evpack.checkpoint.delta import DeltaCheckpoint
+        from evpack.checkpoint.delta import VARIANT_FILE, DeltaCheckpoint
         from evpack.checkpoint.full import write_full
         from evpack.checkpoint.reader import Checkpoint
         from evpack.errors import BadInput
         from evpack.files import AlreadyPublished, publishing
 
+        if not (directory / VARIANT_FILE).exists():
+            fault = f"is not a variant: it holds no {VARIANT_FILE}" if directory.is_dir() else "does not exist"
+            raise BadInput(f"{directory} {fault}", "give models/<scenario> below a model of a run directory")
         source = Checkpoint(baseline)
         opened = DeltaCheckpoint(source, directory)
         try:
