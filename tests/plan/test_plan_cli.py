@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from evpack.cli import plan, settings, suites
+from evpack.cli import plan, revisions, settings, suites
 from evpack.errors import BadInput
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
@@ -66,6 +66,22 @@ def test_misspelt_variables_are_told(
 def test_plan_refuses_bad_params(app: typer.Typer, item: str, said: str) -> None:
     result = CliRunner().invoke(app, [*FIXTURE, "-p", item])
     assert isinstance(result.exception, BadInput) and said in result.exception.what
+
+
+def test_a_refusal_begins_with_the_suite_that_nobody_named(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ("plan", "-p", "models=/no/such", "-p", "min_free_disk_gb=0")
+    said = CliRunner().invoke(app, list(wrong)).exception
+    assert isinstance(said, BadInput) and said.diagnostics().startswith("suite subset (no other was named): ")
+    said = CliRunner().invoke(app, [*wrong, "--suite", "fixture"]).exception
+    assert isinstance(said, BadInput) and said.what == "model path /no/such does not exist"
+    monkeypatch.setenv("PACK_SUITE", "fixture")
+    said = CliRunner().invoke(app, list(wrong)).exception
+    assert isinstance(said, BadInput) and said.what == "model path /no/such does not exist"
+
+
+def test_no_pinned_model_is_said(app: typer.Typer, tmp_path: Path) -> None:
+    revisions.register(app)
+    assert f"no model is pinned in {tmp_path / 'home'}" in output(app, "revisions", "show")
 
 
 def test_text_too_short_is_refused(app: typer.Typer, tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
     import os
 
     from evpack.catalog.suites import settings_for
+    from evpack.cli.plan import naming_default_suite
     from evpack.plan.model import load_plan
     from evpack.steps.plan import dry_run, run_dir
 
@@ -160,7 +161,8 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
         return run, dict(params)
     if run.plan.exists():
         raise BadInput(f"{run.root} holds a campaign already", f"go on with `evpack campaign resume {run.root}`")
-    dry_run(params, home, default_root=default_root)
+    with naming_default_suite(params):
+        dry_run(params, home, default_root=default_root)
     plain = settings_for({"suite": settings.suite}, {}, {}, home).to_json()
     conf = {name: value for name, value in settings.to_json().items() if value != plain[name]}
     conf.pop("signing_key", None)  # a secret's place: from the environment only

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,32 @@ def register(app: typer.Typer) -> None:
         params = parse_params(param, suite=suite, output_dir=str(out) if out else None)
         home = Home.locate()
         if out is None:
-            draft = dry_run(params, home)
+            with naming_default_suite(params):
+                draft = dry_run(params, home)
             typer.echo("\n".join([*describe(draft.plan), _space_line(draft)]))
         else:
-            run, written = open_campaign(params, home)
+            with naming_default_suite(params):
+                run, written = open_campaign(params, home)
             typer.echo("\n".join([*describe(written), f"planned in {run.root}"]))
+
+
+@contextmanager
+def naming_default_suite(params: Mapping[str, Any]) -> Iterator[None]:
+    """Where nobody named a suite, let a refusal begin with the one that was taken; its text may speak of its models."""
+    import os
+
+    from evpack.rundir import RunDir
+    from evpack.settings_resolve import peek_suite
+
+    try:
+        yield
+    except BadInput as error:
+        named = params.get("suite") or params.get("PACK_SUITE") or os.environ.get("PACK_SUITE", "").strip()
+        given = params.get("output_dir")
+        planned = params.get("resume") or (given and RunDir(Path(given)).plan.exists())
+        if not named and not planned:  # a planned campaign has its own
+            error.what = f"suite {peek_suite({}, {}, {})} (no other was named): {error.what}"
+        raise
 
 
 def parse_params(items: Sequence[str], **options: str | None) -> dict[str, Any]:

@@ -23,7 +23,10 @@ def show(
     from evpack.plan.revisions import read_pins
     from evpack.settings import Settings
 
-    pins = read_pins(Settings(model_revisions_file=str(file) if file else None), Home.locate())
+    home = Home.locate()
+    pins = read_pins(Settings(model_revisions_file=str(file) if file else None), home)
+    if not pins:
+        typer.echo(f"no model is pinned in {file or home.model_revisions}; pin with `evpack revisions pin`")
     for model_id, entry in pins.items():
         typer.echo(f"{model_id} {entry.get('revision')} {entry.get('resolved_at')}")
 
