@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from evpack.cli.main import build_app
 from evpack.errors import CampaignExit, StepExit
 from evpack.files import write_json
 from evpack.home import Home
+from evpack.pack import keys
 from evpack.plan.model import CampaignPlan, StepType
 from evpack.rundir import RunDir
-from evpack.runtime.outcome import CLOSING_STEPS, campaign_outcome
+from evpack.runtime.outcome import CLOSING_STEPS, campaign_outcome, verify_command
 from evpack.runtime.progress import Estimate, ModelProgress, read_progress
 from evpack.runtime.results import verdict_rows
 from evpack.runtime.threads import threads_for
@@ -119,6 +121,33 @@ def test_nothing_missing_or_stale_is_ever_a_pass(planned: tuple[RunDir, Campaign
         close(run, plan, "PASS")
         (run.root / "made" / step.value).write_text("y", encoding="utf-8")
         assert campaign_outcome(run).exit is CampaignExit.INCOMPLETE
+
+
+def test_the_verify_command_names_the_key_that_signed(tmp_path: Path) -> None:
+    home = Home(tmp_path / "a home")
+    own = tmp_path / "own.key"
+    fingerprint = keys.write_keypair(own)
+
+    def command(name: str, environ: dict[str, str], signer: str | None = fingerprint) -> list[str] | None:
+        params = {"suite": "fixture", "scenarios": "nan_injection", "output_dir": str(tmp_path / name)}
+        run, _ = open_campaign(params, home, environ={"NUM_GPUS": "0", **environ})
+        run.pack.mkdir()
+        write_json(run.reports / "pack_verification.json", {"ok": True, "exit": 0, "signer_fingerprint": signer})
+        line = verify_command(run, campaign_outcome(run), home)
+        return None if line is None else shlex.split(line)
+
+    def expected(name: str, *trusted: str) -> list[str]:
+        return ["evpack", "verify", "--strict", *trusted, str(tmp_path / name / "evidence_pack")]
+
+    assert command("one", {}) == expected("one", "--trusted-key", str(home.keys / "signing_key.pub.pem"))
+    given = {"PACK_SIGNING_KEY": str(own)}
+    assert command("two", given) == expected("two", "--trusted-key", str(keys.public_path(own)))
+    keys.public_path(own).unlink()
+    assert command("three", given) == expected("three", "--expected-fingerprint", fingerprint)
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("primary_metric: {acceptance_range: {min: 0.9, max: 1.25}}", encoding="utf-8")
+    assert "--policy" in (command("own", {"PACK_CONFIG_FILE": str(limits)}) or [])
+    assert command("four", {"PACK_SIGN_MANIFEST": "0"}, signer=None) is None
 
 
 def test_the_list_tells_running_campaigns_from_ended_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
     from evpack.airflow.config import CAMPAIGN_DAG, Deployment
     from evpack.cli.campaign_view import console, show_outcome
     from evpack.home import Home
-    from evpack.runtime.outcome import campaign_outcome
+    from evpack.runtime.outcome import campaign_outcome, verify_command
 
     home = Home.locate()
     deployment = Deployment.locate(home, quick=quick)
@@ -98,6 +98,8 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
         raise
     outcome = campaign_outcome(run, dag_run=None if quick else run_id)
     show_outcome(run, outcome, screen)
+    if command := verify_command(run, outcome, home):
+        print(f"verify the pack with: {command}")  # not on the screen, which would break the line
     return outcome.exit
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evpack.errors import CampaignExit, EvidenceError, EvpackError
 from evpack.files import read_json
+from evpack.home import Home
+from evpack.pack import keys
 from evpack.pack.verify import VerifyExit
 from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
+from evpack.steps.build_pack import signing_key_of
 from evpack.steps.state import read_marker, step_state
 
 CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
@@ -77,6 +81,26 @@ def campaign_state(run: RunDir, plan: CampaignPlan) -> str:
     if any(step_state(run, step.id) == "running" for step in plan.steps):
         return "RUNNING"
     return campaign_outcome(run).exit.name
+
+
+def verify_command(run: RunDir, outcome: Outcome, home: Home) -> str | None:
+    """The command line that verifies a campaign's signed pack in full; None without a pack or a signature.
+
+    It trusts the public half of the key that signs here, or its fingerprint where that file is not there, and judges
+    by the campaign's limits where its configuration set limits of its own.
+    """
+    signer = (outcome.verification or {}).get("signer_fingerprint")
+    if outcome.pack is None or not isinstance(signer, str):
+        return None
+    try:
+        private = signing_key_of(frozen_settings(run), home)
+        limits = load_plan(run).policy_overrides
+    except EvpackError:
+        return None
+    public = keys.public_path(private).absolute() if private else None
+    trusted = ["--trusted-key", str(public)] if public and public.is_file() else ["--expected-fingerprint", signer]
+    judged = ["--policy", str(run.policy)] if limits else []
+    return shlex.join(["evpack", "verify", "--strict", *trusted, *judged, str(outcome.pack)])
 
 
 def _verified(verification: dict[str, Any], signed: bool) -> bool:
