@@ -264,3 +264,10 @@ def test_list_names_campaigns_and_what_is_none(tmp_path: Path, monkeypatch: pyte
 def test_json_of_an_item_is_short(planned: tuple[RunDir, CampaignPlan]) -> None:
     _, plan = planned
     assert len(json.dumps(cell_items(plan, used_lanes(plan)[0])[0])) < 200
+
+
+@pytest.mark.parametrize(("ratio", "shown"), [(1.00284, "1.0028"), (585.719, "585.7190"), (97626685.04, "9.76e+07")])
+def test_ratios_of_ruined_models_are_short(ratio: float, shown: str) -> None:
+    from evpack.cli.campaign_view import figure
+
+    assert figure(ratio) == shown

@@ -24,6 +24,9 @@ from evpack.steps.state import errors
 QUIET_S = 30.0
 """Without a terminal a line is printed when something changes, and at least this often."""
 
+RUINED = 1000.0
+"""From this ratio on, decimals say nothing."""
+
 _TABLE_WIDTH = 160
 """Columns of the table where the output is no terminal and has no width of its own."""
 
@@ -119,8 +122,8 @@ def _verdict_table(rows: Sequence[Row]) -> Table:
         cells = (
             row.scenario,
             row.edit,
-            "-" if row.ratio is None else f"{row.ratio:.4f}",
-            "-" if row.interval is None else f"[{row.interval[0]:.4f}, {row.interval[1]:.4f}]",
+            "-" if row.ratio is None else figure(row.ratio),
+            "-" if row.interval is None else f"[{figure(row.interval[0])}, {figure(row.interval[1])}]",
             row.guards,
             row.expected,
             row.got,
@@ -156,3 +159,8 @@ def _line(model: ModelProgress) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def figure(ratio: float) -> str:
+    """Four decimals while they mean something, three digits of a ruined model's ratio."""
+    return f"{ratio:.4f}" if ratio < RUINED else f"{ratio:.3g}"
