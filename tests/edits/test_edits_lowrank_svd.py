@@ -107,3 +107,8 @@ def test_metadata_and_declaration():
     assert metadata["avg_energy_retained"] == pytest.approx((0.9 + 0.5) / 2)
     assert (metadata["rank"], metadata["modified_matrices"], metadata["seed"]) == (1, 2, lowrank_svd.SEED)
     assert subject.declaration() == {"rank": 1}
+
+
+def test_energy_of_a_large_matrix_is_exact_to_a_millionth() -> None:
+    matrix = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
+    assert lowrank_svd._energy(matrix) == pytest.approx(float(matrix.double().square().sum()), rel=1e-6)
