@@ -2,8 +2,10 @@
 
 import pytest
 import torch  # noqa: TID253
+import transformers  # noqa: TID253
 
 from evpack.catalog.edit_spec import parse_edit_spec, parse_scope, resolve_edit
+from evpack.checkpoint.full import to_full
 from evpack.checkpoint.loading import load_model
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.scope import select
@@ -161,6 +163,20 @@ def test_a_variant_loads_with_finite_logits_and_untouched_tensors_keep_their_byt
     result = logits(variant)
     assert bool(result.isfinite().all())
     assert not torch.equal(result, logits(checkpoint))
+
+
+def test_transformers_loads_the_full_form_of_every_family(family, tmp_path):
+    _, checkpoint = family
+    variant = edited(checkpoint, "magnitude_prune:0.5:all", tmp_path / "v")
+    mine = logits(variant)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        to_full(variant, checkpoint).path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    with torch.no_grad():
+        result = model.eval()(IDS).logits
+    assert bool(result.isfinite().all())
+    assert torch.equal(result, mine)
 
 
 ROWWISE = [
