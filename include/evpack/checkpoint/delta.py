@@ -9,12 +9,13 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from evpack.checkpoint.container import TensorInfo, read_header, read_tensor, tensor_sha256
+from evpack.checkpoint.documents import read_as
 from evpack.checkpoint.reader import CONFIG_FILE, Checkpoint, CheckpointLike, content_digest
-from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import Json, parse_json
+from evpack.errors import CheckpointError
+from evpack.files import Json
 
 if TYPE_CHECKING:
     import torch
@@ -65,16 +66,7 @@ def read_variant(directory: Path) -> VariantManifest:
     Raises:
         CheckpointError: when it is absent, malformed or of another schema.
     """
-    path = directory / VARIANT_FILE
-    try:
-        return VariantManifest.model_validate(parse_json(path.read_bytes(), str(path)))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", _MEND) from error
-    except EvidenceError as error:
-        raise CheckpointError(error.what, _MEND) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", _MEND) from error
+    return read_as(VariantManifest, directory / VARIANT_FILE, _MEND)
 
 
 class DeltaCheckpoint:

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from evpack.checkpoint.container import DTYPES
 from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.documents import read_as
 from evpack.checkpoint.reader import Checkpoint, CheckpointLike, TensorRecord, tensor_records
-from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import parse_json, write_json
+from evpack.errors import CheckpointError
+from evpack.files import write_json
 from evpack.plan.sources import CONFIG_KEYS, config_size
 from evpack.rundir import ModelDir
 
@@ -80,16 +81,7 @@ def read_profile(path: Path) -> ModelProfile:
     Raises:
         CheckpointError: when it is absent or malformed.
     """
-    mend = "run the setup_baseline step of this model again"
-    try:
-        return ModelProfile.model_validate(parse_json(path.read_bytes(), str(path)))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", mend) from error
-    except EvidenceError as error:
-        raise CheckpointError(error.what, mend) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", mend) from error
+    return read_as(ModelProfile, path, "run the setup_baseline step of this model again")
 
 
 def open_baseline(model: ModelDir) -> Checkpoint:

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -154,9 +153,7 @@ def _devices() -> dict[str, Any]:
         "driver_version": None,
     }
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # two packages carry this module; either will do
-            import pynvml
+        import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no library, no driver, no permission: each a machine without usable devices
