@@ -1,8 +1,9 @@
 """Train the fixture model: tiny, but trained far enough to notice when half of its weights are gone.
 
-    python tools/train_fixture.py [TEXT_DIR [OUT_DIR]]
+    python tools/train_fixture.py [TEXT_DIR [OUT_DIR]] [--experts N]
 
 TEXT_DIR is what `evpack assets speeches` makes. OUT_DIR gets model/, text/ and digests.json in place of what it holds.
+With experts it becomes a mixture of experts (Mixtral), for studies.
 Some minutes on one CPU thread. Seed and step count are fixed: the same machine and versions give the same bytes;
 another CPU may round differently.
 
@@ -52,6 +53,7 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     key_value_heads: int = 2
+    experts: int = 0  # of `intermediate` each, two per token; 0 makes a dense model
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
     muon_decay: float = 0.1
@@ -60,6 +62,11 @@ class Recipe:
     warmup: int = 40
     final_rate: float = 0.05
     clip: float = 1.0
+
+
+def mixture(experts: int) -> Recipe:
+    """The recipe of a mixture of experts: two of them are as wide as the dense model's feed-forward block."""
+    return Recipe(experts=experts, intermediate=Recipe.intermediate // 2, steps=2400)
 
 
 class Muon(torch.optim.Optimizer):
@@ -78,9 +85,10 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 average = self.state[weight].setdefault("average", torch.zeros_like(weight))
                 average.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(average, group["momentum"]))
+                moved = weight.grad.lerp(average, group["momentum"])
+                update = orthogonal(moved) if moved.ndim == 2 else torch.stack([orthogonal(one) for one in moved])
                 weight.mul_(1 - group["lr"] * group["decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
+                weight.add_(update, alpha=-group["lr"] * max(1.0, weight.shape[-2] / weight.shape[-1]) ** 0.5)
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -127,8 +135,11 @@ def encode(tokenizer: transformers.PreTrainedTokenizerFast, texts: list[str]) ->
     return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
 
 
-def new_model(tokenizer: transformers.PreTrainedTokenizerFast, recipe: Recipe) -> transformers.MistralForCausalLM:
-    config = transformers.MistralConfig(
+def new_model(tokenizer: transformers.PreTrainedTokenizerFast, recipe: Recipe) -> transformers.PreTrainedModel:
+    kind, options = transformers.MistralConfig, {}
+    if recipe.experts:
+        kind, options = transformers.MixtralConfig, {"num_local_experts": recipe.experts, "num_experts_per_tok": 2}
+    config = kind(
         vocab_size=recipe.vocabulary,
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
@@ -142,13 +153,14 @@ def new_model(tokenizer: transformers.PreTrainedTokenizerFast, recipe: Recipe) -
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **options,
     )
-    return transformers.MistralForCausalLM(config)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-    outer = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
+    inner = [p for name, p in model.named_parameters() if p.ndim > 1 and ".layers." in name]
+    outer = [p for name, p in model.named_parameters() if not (p.ndim > 1 and ".layers." in name)]
     return [
         Muon(inner, recipe.muon_rate, recipe.muon_momentum, recipe.muon_decay),
         torch.optim.AdamW(outer, recipe.adam_rate, betas=(0.9, recipe.adam_beta2), weight_decay=0.0),
@@ -163,7 +175,7 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(model: transformers.MistralForCausalLM, ids: np.ndarray, recipe: Recipe) -> None:
+def train(model: transformers.PreTrainedModel, ids: np.ndarray, recipe: Recipe) -> None:
     generator = np.random.default_rng(recipe.seed)
     parts = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(part, lambda step: rate_at(step, recipe)) for part in parts]
@@ -233,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text_dir", type=Path, nargs="?", help="speeches (default: fetch them)")
     parser.add_argument("out_dir", type=Path, nargs="?", default=fixture_root(), help="replaced (default: %(default)s)")
+    parser.add_argument("--experts", type=int, default=0, help="make a mixture of experts of half the width each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     torch.use_deterministic_algorithms(True)
@@ -241,7 +254,7 @@ def main() -> None:
         text_dir = arguments.text_dir or Path(scratch) / "speeches"
         if arguments.text_dir is None:
             write_speeches(text_dir)
-        facts = build(text_dir, part, Recipe())
+        facts = build(text_dir, part, mixture(arguments.experts) if arguments.experts else Recipe())
         (part / DIGESTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if arguments.out_dir.exists():
         shutil.rmtree(arguments.out_dir)

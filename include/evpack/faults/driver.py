@@ -37,10 +37,22 @@ _RECORDED = 32
 in every report."""
 
 
+def injection_for(error_type: str, victim: Victim) -> Injection:
+    """A fault at its canonical place (docs/faults.md).
+
+    Raises:
+        BadInput: for an unknown error type.
+        CheckpointError: when the model has no place for it.
+    """
+    if error_type not in _FAULTS:
+        raise BadInput(f"error type {error_type!r} cannot be injected", f"use one of {', '.join(SUPPORTED)}")
+    return _FAULTS[error_type](victim)
+
+
 def apply_fault(
     checkpoint: CheckpointLike, error_type: str, directory: Path, *, scenario: str, tokens: Tokens | None = None
 ) -> DeltaCheckpoint:
-    """Make the variant of a fault and see that it is damaged as meant. Holds one tensor and its damaged copy at a time.
+    """Make the variant of a fault at its canonical place; see `inject`.
 
     Args:
         checkpoint: the baseline.
@@ -54,9 +66,26 @@ def apply_fault(
         BadInput: for an unknown error type.
         CheckpointError: when the model has no place for the fault, or the damage does not show.
     """
-    if error_type not in _FAULTS:
-        raise BadInput(f"error type {error_type!r} cannot be injected", f"use one of {', '.join(SUPPORTED)}")
-    injection = _FAULTS[error_type](Victim(checkpoint, tokens))
+    injection = injection_for(error_type, Victim(checkpoint, tokens))
+    return inject(checkpoint, error_type, injection, directory, scenario=scenario)
+
+
+def inject(
+    checkpoint: CheckpointLike, error_type: str, injection: Injection, directory: Path, *, scenario: str
+) -> DeltaCheckpoint:
+    """Make the variant of a decided fault and see that it is damaged as meant.
+
+    Holds one tensor and its damaged copy at a time.
+
+    Args:
+        checkpoint: the baseline.
+        error_type: what to call the fault.
+        directory: existing and empty; gets delta.safetensors and variant.json.
+        scenario: recorded in the variant.
+
+    Raises:
+        CheckpointError: when the damage does not show.
+    """
     added = {c.name: checkpoint.info(c.source) for c in injection.changes if c.source is not None}
     names = [change.name for change in injection.changes if change.source is None]
     before, after = Figures(), Figures()

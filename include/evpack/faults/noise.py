@@ -22,7 +22,7 @@ _SPREAD = (0.5, 2.0)
 """Where the spread of the seen noise must lie, in units of the amplitude; narrow norms have few elements."""
 
 
-def rmt_norm_noise(victim: Victim) -> Injection:
+def rmt_norm_noise(victim: Victim, seed: int = SEED) -> Injection:
     """Every normalisation weight ``g`` becomes ``g * (1 + 0.1 eps)``, eps standard normal.
 
     Each tensor draws from a generator seeded by the seed and its name, so that no order matters.
@@ -33,16 +33,16 @@ def rmt_norm_noise(victim: Victim) -> Injection:
     names = [name for name in victim.checkpoint.names() if name.endswith(".weight") and is_norm(name)]
     if not names:
         raise CheckpointError("rmt_norm_noise finds no normalisation weights", "leave this scenario out for this model")
-    changes = tuple(Change(name, _noisy(name), _shows, block_of(name)) for name in names)
-    return Injection(changes, parameters={"amplitude": AMPLITUDE, "seed": SEED, "norm_weights": len(changes)})
+    changes = tuple(Change(name, _noisy(name, seed), _shows, block_of(name)) for name in names)
+    return Injection(changes, parameters={"amplitude": AMPLITUDE, "seed": seed, "norm_weights": len(changes)})
 
 
-def _noisy(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _noisy(name: str, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
     def damage(tensor: torch.Tensor) -> torch.Tensor:
         import torch
 
-        seed = int(sha256_bytes(f"{SEED}:{name}".encode())[:15], 16)
-        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed))
+        drawn = int(sha256_bytes(f"{seed}:{name}".encode())[:15], 16)
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(drawn))
         return (tensor.float() * (1.0 + AMPLITUDE * noise)).to(tensor.dtype)
 
     return damage

@@ -33,11 +33,11 @@ def scale_explosion(victim: Victim) -> Injection:
     dense = [place for place in first if not place.expert]
     parameters = {"scale_factor": EXPLOSION}
     if dense:
-        return Injection((_scaled(dense[0], EXPLOSION),), parameters=parameters)
+        return Injection((scaled(dense[0], EXPLOSION),), parameters=parameters)
     routing = most_routed_expert(victim, first[0].layer)
     fused = len(victim.checkpoint.info(first[0].name).shape) == 3
     place = first[0] if fused else next(p for p in first if f".experts.{routing.expert}." in p.name)
-    change = _scaled(place, EXPLOSION, routing.expert if fused else None)
+    change = scaled(place, EXPLOSION, routing.expert if fused else None)
     return Injection((change,), parameters={**parameters, **routing.to_json()})
 
 
@@ -45,7 +45,7 @@ def spectral_moderate_scale(victim: Victim) -> Injection:
     """The middle block's down-projection doubled: of all its experts where it has some."""
     places = projections(victim.checkpoint, "ffn", "down")
     middle = in_block(places, middle_block(places))
-    return Injection(tuple(_scaled(place, MODERATE) for place in middle), parameters={"scale_factor": MODERATE})
+    return Injection(tuple(scaled(place, MODERATE) for place in middle), parameters={"scale_factor": MODERATE})
 
 
 def ve_mlp_scale_skew(victim: Victim) -> Injection:
@@ -53,12 +53,12 @@ def ve_mlp_scale_skew(victim: Victim) -> Injection:
     places = projections(victim.checkpoint, "ffn", "down")
     layers = sorted({place.layer for place in places})
     factors = {layer: SKEW if index % 2 == 0 else 1 / SKEW for index, layer in enumerate(layers)}
-    changes = tuple(_scaled(place, factors[place.layer]) for place in places)
+    changes = tuple(scaled(place, factors[place.layer]) for place in places)
     return Injection(changes, parameters={"scale_factors": {str(layer): factor for layer, factor in factors.items()}})
 
 
-def _scaled(place: Placement, factor: float, expert: int | None = None) -> Change:
-    """Multiply a weight, or one expert's matrix of a fused one."""
+def scaled(place: Placement, factor: float, expert: int | None = None) -> Change:
+    """The change that multiplies a weight, or one expert's matrix of a fused one."""
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if expert is None else tensor[expert]
