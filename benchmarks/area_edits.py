@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from benchmarks.rows import Row
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
 from evpack.checkpoint.container import ContainerWriter, TensorInfo
-from evpack.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, tensor_records
+from evpack.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, contents_of
 from evpack.edits import apply_edits
 from evpack.edits.lowrank_svd import leading_basis
 from evpack.errors import EvpackError
@@ -72,7 +72,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="evpack-bench-") as folder:
         root = Path(folder)
         source = synthetic(root / "two", SPEED_BLOCKS)
-        checkpoint = Counting(source, tensor_records(Checkpoint(source)))
+        checkpoint = Counting(source, contents_of(Checkpoint(source)).tensors)
         checkpoint.reads = Counter()
         rows = [*_speed(root, checkpoint), *_batch(root, checkpoint), _injection(root, checkpoint)]
     return [*rows, *_memory(), *_lowrank()]

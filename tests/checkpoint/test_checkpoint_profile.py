@@ -38,6 +38,7 @@ def test_the_profile_tells_what_config_and_weights_say(model):
         "vocab_size": 64,
         "dtype_bytes": 2,
         "checkpoint_digest": Checkpoint(model.baseline).digest(),
+        "config": Checkpoint(model.baseline).config(),
     }
     assert tensors.keys() == set(Checkpoint(model.baseline).names())
     assert tensors["model.norm.weight"]["dtype"] == "BF16"

@@ -5,7 +5,7 @@ import pytest
 import torch  # noqa: TID253
 from safetensors.torch import save_file
 
-from evpack.checkpoint.reader import Checkpoint, tensor_records
+from evpack.checkpoint.reader import Checkpoint, contents_of
 from evpack.errors import CheckpointError, MissingFile
 
 INDEX = "model.safetensors.index.json"
@@ -68,7 +68,7 @@ def test_the_digest_depends_on_the_config_and_on_names_types_and_shapes(make_che
 
 def test_records_spare_reading_and_must_fit(make_checkpoint, tensors):
     root = make_checkpoint(tensors)
-    records = tensor_records(Checkpoint(root))
+    records = contents_of(Checkpoint(root)).tensors
     digest = Checkpoint(root).digest()
     save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, root / "model.safetensors")
     stale = Checkpoint(root, records)

@@ -9,7 +9,7 @@ import torch  # noqa: TID253
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
 from evpack.checkpoint.background import Behind, read_ahead
 from evpack.checkpoint.delta import DeltaCheckpoint
-from evpack.checkpoint.reader import Checkpoint, tensor_records
+from evpack.checkpoint.reader import Checkpoint, contents_of
 from evpack.edits import apply_edit, apply_edits
 from evpack.edits.driver import is_finite
 from evpack.errors import BadInput, CheckpointError, DiskFull
@@ -28,7 +28,7 @@ class Counting(Checkpoint):
     """Counts how often each tensor is read."""
 
     def __init__(self, path):
-        super().__init__(path, tensor_records(Checkpoint(path)))
+        super().__init__(path, contents_of(Checkpoint(path)).tensors)
         self.reads = Counter()
 
     def read(self, name):

@@ -7,6 +7,7 @@ from fault_models import FAMILIES
 
 from evpack.catalog.supported import FAULT_TENSORS
 from evpack.checkpoint.loading import load_model
+from evpack.checkpoint.reader import contents_of
 from evpack.faults import SUPPORTED
 from evpack.guards import invariants
 
@@ -43,7 +44,7 @@ def test_a_fault_is_made_loaded_and_judged(tiny, inject, text, family, error_typ
     assert bool(logits.isfinite().all()) == (error_type not in ("nan_injection", "inf_injection"))
     assert logits.shape[-1] == (72 if error_type == "shape_mismatch" else 64)
 
-    result = invariants.validate(variant, invariants.prepare(checkpoint), None, unexplained_keys=report.unexplained)
+    result = invariants.validate(variant, contents_of(checkpoint), None, unexplained_keys=report.unexplained)
     assert result.status == STATUS.get(error_type, "pass")
     assert {violation.type for violation in result.violations} == EXPECTED.get(error_type, set())
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evpack.checkpoint.reader import Checkpoint
+from evpack.checkpoint.reader import Checkpoint, contents_of
 from evpack.errors import CheckpointError
 from evpack.guards import invariants
 from evpack.guards.base import GuardResult
+from evpack.guards.invariants_assess import failed, reference_result, report_block
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def judge(disk: Disk) -> Callable[..., GuardResult]:
     """Judge a change of the healthy tensors against the healthy baseline."""
 
     def run(change: Callable[[Tensors], object], declaration: Any = None, **config: Any) -> GuardResult:
-        reference = invariants.prepare(disk(healthy()))
+        reference = contents_of(disk(healthy()))
         tensors = healthy()
         change(tensors)
         return invariants.validate(disk(tensors, **config), reference, declaration)
@@ -142,8 +143,8 @@ def test_tying_is_judged_from_configuration_and_keys_never_from_values(disk: Dis
     untied = healthy()
     untied[HEAD] = untied[EMBED].clone()
     tied = {name: tensor for name, tensor in untied.items() if name != HEAD}
-    reference_untied = invariants.prepare(disk(untied))
-    reference_tied = invariants.prepare(disk(tied, tie_word_embeddings=True))
+    reference_untied = contents_of(disk(untied))
+    reference_tied = contents_of(disk(tied, tie_word_embeddings=True))
     to_tied = invariants.validate(disk(tied, tie_word_embeddings=True), reference_untied, None)
     to_untied = invariants.validate(disk(untied), reference_tied, None)
     for result in (to_tied, to_untied):
@@ -158,7 +159,7 @@ def test_tying_is_judged_from_configuration_and_keys_never_from_values(disk: Dis
 def test_a_silent_configuration_is_tied_exactly_without_a_stored_head(disk: Disk) -> None:
     tensors = healthy()
     del tensors[HEAD]
-    reference = invariants.prepare(disk(tensors, tie_word_embeddings=None))
+    reference = contents_of(disk(tensors, tie_word_embeddings=None))
     assert invariants.validate(disk(tensors, tie_word_embeddings=None), reference, None).status == "pass"
 
 
@@ -171,14 +172,14 @@ def test_other_configuration_values_warn_and_are_named(judge: Judge) -> None:
 
 def test_loading_findings_are_fatal(disk: Disk) -> None:
     baseline = disk(healthy())
-    reference = invariants.prepare(baseline)
+    reference = contents_of(baseline)
     result = invariants.validate(baseline, reference, None, unexplained_keys=("missing: x",), load_error="boom")
     assert kinds(result) == {"load_failed": "fatal", "unexplained_keys": "fatal"}
 
 
 def test_untouched_tensors_are_not_read(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = disk(healthy())
-    reference = invariants.prepare(baseline)
+    reference = contents_of(baseline)
     tensors = healthy()
     set_element(DOWN, 3.0)(tensors)
     subject = disk(tensors)
@@ -208,10 +209,10 @@ def test_integers_and_small_floats_can_be_scanned(disk: Disk) -> None:
 
 
 def test_the_report_block_has_both_entries_and_counts(disk: Disk) -> None:
-    reference = invariants.prepare(disk(healthy()))
+    reference = contents_of(disk(healthy()))
     tensors = healthy()
     set_element(DOWN, math.nan)(tensors)
-    block = invariants.report_block(reference.result(), invariants.validate(disk(tensors), reference, None))
+    block = report_block(reference_result(reference), invariants.validate(disk(tensors), reference, None))
     assert (block["pre"], block["post"], block["status"]) == ("pass", "fail", "fail")
     assert [entry["phase"] for entry in block["details"]["entries"]] == ["pre", "post"]
     assert block["summary"]["fatal_violations"] == block["summary"]["violations_found"] == 1
@@ -220,6 +221,6 @@ def test_the_report_block_has_both_entries_and_counts(disk: Disk) -> None:
 
 
 def test_a_guard_that_could_not_run_is_an_error(disk: Disk) -> None:
-    result = invariants.failed(ValueError("odd"))
+    result = failed("ValueError: odd")
     assert (result.status, result.passed) == ("error", False)
     assert "ValueError: odd" in result.violations[0].message

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evpack.checkpoint.container import TensorInfo, read_header, read_tensor, tensor_sha256
 from evpack.checkpoint.documents import read_as
-from evpack.checkpoint.reader import CONFIG_FILE, Checkpoint, CheckpointLike, content_digest
+from evpack.checkpoint.reader import CONFIG_FILE, Checkpoint, CheckpointLike, contents_of
 from evpack.errors import CheckpointError
 from evpack.files import Json
 
@@ -155,7 +155,7 @@ class DeltaCheckpoint:
 
     def digest(self) -> str:
         """See `CheckpointLike.digest`; the same however the variant is stored."""
-        return content_digest(self)
+        return contents_of(self).digest()
 
     def _is_changed(self, name: str) -> bool:
         if name in self.variant.removed:

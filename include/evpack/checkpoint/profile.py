@@ -9,11 +9,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from evpack.checkpoint.container import DTYPES
+from evpack.checkpoint.contents import TensorRecord
 from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.documents import read_as
-from evpack.checkpoint.reader import Checkpoint, CheckpointLike, TensorRecord, tensor_records
+from evpack.checkpoint.reader import Checkpoint, CheckpointLike, contents_of
 from evpack.errors import CheckpointError
-from evpack.files import write_json
+from evpack.files import Json, write_json
 from evpack.plan.sources import CONFIG_KEYS, config_size
 from evpack.rundir import ModelDir
 
@@ -39,6 +40,9 @@ class ModelProfile(BaseModel):
     dtype_bytes: int
     """Bytes per element of the type that most weights have."""
     checkpoint_digest: str
+    """Of `config` and `tensors`, see `Contents.digest`."""
+    config: dict[str, Json]
+    """The content of config.json."""
     tensors: dict[str, TensorRecord]
 
 
@@ -48,10 +52,10 @@ def build_profile(checkpoint: Checkpoint, *, model_id: str, revision: str | None
     Raises:
         CheckpointError: when the checkpoint is damaged.
     """
-    records = tensor_records(checkpoint)
+    contents = contents_of(checkpoint)
     config = checkpoint.config()
     sizes: Counter[int] = Counter()
-    for name, record in records.items():
+    for name, record in contents.tensors.items():
         sizes[DTYPES[record.dtype][1]] += checkpoint.info(name).nbytes
     weights_bytes = sum(shard.stat().st_size for shard in checkpoint.shards)
     return ModelProfile(
@@ -60,8 +64,9 @@ def build_profile(checkpoint: Checkpoint, *, model_id: str, revision: str | None
         weights_bytes=weights_bytes,
         weights_gb=round(weights_bytes / 1e9, 3),
         dtype_bytes=max(sizes, key=lambda size: sizes[size], default=2),
-        checkpoint_digest=checkpoint.digest(),
-        tensors=records,
+        checkpoint_digest=contents.digest(),
+        config=config,
+        tensors=dict(contents.tensors),
         **{field: config_size(config, field) for field in CONFIG_KEYS},
     )
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from evpack.checkpoint.container import Slot, TensorInfo, read_header, read_tensor, tensor_sha256
+from evpack.checkpoint.contents import Contents, TensorRecord
 from evpack.errors import CheckpointError, EvidenceError, MissingFile
-from evpack.files import Json, digest_json, parse_json
+from evpack.files import Json, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
-
-
-class TensorRecord(BaseModel):
-    """A tensor's type, shape and the SHA-256 of its bytes, as recorded in files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
 
 
 class CheckpointLike(Protocol):
@@ -58,7 +47,7 @@ class Checkpoint:
 
     Args:
         path: the directory.
-        records: what `tensor_records` gave for it earlier, to spare reading every byte for a digest. They must
+        records: what `contents_of` gave for it earlier, to spare reading every byte for a digest. They must
             name exactly the tensors that are there.
 
     Raises:
@@ -144,7 +133,7 @@ class Checkpoint:
 
     def digest(self) -> str:
         """See `CheckpointLike.digest`."""
-        return content_digest(self)
+        return contents_of(self).digest()
 
     def _slot(self, name: str) -> Slot:
         try:
@@ -153,23 +142,13 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
 
 
-def tensor_records(checkpoint: CheckpointLike) -> dict[str, TensorRecord]:
-    """Type, shape and digest of every tensor. Reads every byte whose digest is not known yet."""
+def contents_of(checkpoint: CheckpointLike) -> Contents:
+    """A checkpoint on paper. Reads every byte whose digest is not known yet."""
     records = {}
     for name in checkpoint.names():
         info = checkpoint.info(name)
         records[name] = TensorRecord(dtype=info.dtype, shape=info.shape, sha256=checkpoint.tensor_digest(name))
-    return records
-
-
-def content_digest(checkpoint: CheckpointLike) -> str:
-    """SHA-256 of the canonical JSON of config and tensor records: every byte of weights and config enters.
-
-    How the tensors are spread over shards does not enter, so a variant has one digest whether it is stored as a
-    delta or in full.
-    """
-    tensors = {name: record.model_dump(mode="json") for name, record in tensor_records(checkpoint).items()}
-    return digest_json({"config": checkpoint.config(), "tensors": tensors})
+    return Contents(checkpoint.config(), records)
 
 
 def _shards(path: Path) -> dict[Path, frozenset[str] | None]:

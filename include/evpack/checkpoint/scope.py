@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evpack.catalog.edit_spec import Scope
-from evpack.checkpoint.reader import CheckpointLike
+from evpack.checkpoint.contents import Described
 from evpack.errors import BadInput, CheckpointError
 
 Part = Literal["ffn", "attn"]
@@ -96,14 +96,14 @@ def block_of(name: str) -> int | None:
     return int(block[1]) if block else None
 
 
-def placements(checkpoint: CheckpointLike) -> list[Placement]:
+def placements(checkpoint: Described) -> list[Placement]:
     """The places of all projections, by layer, then by name."""
     model_type = str(checkpoint.config().get("model_type", ""))
     found = (place(name, len(checkpoint.info(name).shape), model_type) for name in checkpoint.names())
     return sorted((p for p in found if p is not None), key=lambda p: (p.layer, p.name))
 
 
-def select(checkpoint: CheckpointLike, scope: Scope) -> list[Placement]:
+def select(checkpoint: Described, scope: Scope) -> list[Placement]:
     """The weights in a scope, by layer, then by name.
 
     Raises:
@@ -129,7 +129,7 @@ def select(checkpoint: CheckpointLike, scope: Scope) -> list[Placement]:
     return selected
 
 
-def _refuse_packed(checkpoint: CheckpointLike) -> None:
+def _refuse_packed(checkpoint: Described) -> None:
     for name in checkpoint.names():
         if _BLOCK.search(name) and _PACKED.search(name):
             raise CheckpointError(

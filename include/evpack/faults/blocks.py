@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evpack.checkpoint.container import TensorInfo
-from evpack.checkpoint.reader import CheckpointLike, content_digest
+from evpack.checkpoint.reader import CheckpointLike, contents_of
 from evpack.checkpoint.scope import block_of
 from evpack.errors import CheckpointError
 from evpack.files import Json
@@ -75,4 +75,4 @@ class FirstBlocks:
 
     def digest(self) -> str:
         """See `CheckpointLike.digest`."""
-        return content_digest(self)
+        return contents_of(self).digest()

@@ -8,7 +8,7 @@ from typing import Any
 
 from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
 from evpack.catalog.policy import Policy
-from evpack.checkpoint.reader import CheckpointLike
+from evpack.checkpoint.contents import Described
 from evpack.checkpoint.scope import select
 from evpack.errors import CheckpointError, DiskFull, OutOfMemory
 from evpack.guards import rmt, spectral, variance
@@ -29,7 +29,7 @@ class Declaration:
     """Tensors whose rank is meant to be lowered."""
 
     @classmethod
-    def of(cls, edit: ResolvedEdit | None, baseline: CheckpointLike, *, clean: bool) -> Declaration:
+    def of(cls, edit: ResolvedEdit | None, baseline: Described, *, clean: bool) -> Declaration:
         """From the plan's resolved edit, never from what came with the variant.
 
         Raises:
