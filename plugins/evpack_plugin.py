@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from airflow.plugins_manager import AirflowPlugin
 from airflow.task.priority_strategy import PriorityWeightStrategy
 
-from evpack.plan.model import StepType
-from evpack.plan.order import priority
+from evpack.airflow.weights import task_weight
 
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
@@ -19,8 +18,7 @@ class SmallFirst(PriorityWeightStrategy):
 
     def get_weight(self, ti: TaskInstance) -> int:
         """The weight; heavier tasks start first."""
-        lane, _, rest = ti.task_id.partition(".")
-        return priority(StepType(rest.rpartition(".")[2]), lane, ti.map_index)
+        return task_weight(ti.task_id, ti.map_index)
 
 
 class EvpackPlugin(AirflowPlugin):

@@ -47,9 +47,11 @@ CORE, HARDWARE, MODELS, TEXT, EDITS = "Core", "Hardware", "Models", "Evaluation"
 RUNS, STORAGE, WORKERS, PACKING = "Experiment", "Storage and memory", "Workers and reliability", "Pack"
 
 _POOLS = "pools and pool_slots decide when a step starts"
-_RETRY = "task retries with exponential backoff"
 _PROVIDER = "its kind and arguments replace every other setting of the text."
 _MODEL = "Model of this slot: hub id, directory or .gguf file. Empty disables the slot of the suite."
+
+MOST_RETRIES = 20
+"""Largest MAX_RETRIES: the ceiling that every task has in Airflow, where it cannot be set per campaign."""
 
 
 class Settings(BaseModel):
@@ -103,7 +105,8 @@ class Settings(BaseModel):
         Var(CORE, "PACK_PROFILE", "Policy profile: floors on windows and tokens, evidence level.", "plan, verdict"),
     ] = "ci"
     order: Annotated[
-        Literal["small_first", "large_first"], Var(CORE, "PACK_ORDER", "Order of the models within a lane.", PLAN)
+        Literal["small_first", "large_first"],
+        Var(CORE, "PACK_ORDER", "Order of the models, within a lane and across lanes.", PLAN),
     ] = "small_first"
     scenarios: Annotated[
         Items | None, Var(CORE, "PACK_SCENARIOS", "A manifest file, or the ids of the suite's scenarios to keep.", PLAN)
@@ -353,9 +356,24 @@ class Settings(BaseModel):
         Annotated[dict[str, Limit], BeforeValidator(timeouts)],
         Var(WORKERS, "TASK_TIMEOUT_<TASKTYPE>", "Limit of one type of step, s; empty, 0, none: no limit.", "steps"),
     ] = {}
-    max_retries: Annotated[Count, Var(WORKERS, "MAX_RETRIES", "Tries after the first.", airflow=_RETRY)] = 3
-    retry_backoff_base: Annotated[Seconds, Var(WORKERS, "RETRY_BACKOFF_BASE", "Seconds.", airflow=_RETRY)] = 30
-    retry_backoff_max: Annotated[Seconds, Var(WORKERS, "RETRY_BACKOFF_MAX", "Seconds.", airflow=_RETRY)] = 300
+    max_retries: Annotated[
+        Annotated[Count, Field(le=MOST_RETRIES)],
+        Var(WORKERS, "MAX_RETRIES", f"Tries of a step after the first, at most {MOST_RETRIES}.", "steps"),
+    ] = 3
+    retry_backoff_base: Annotated[
+        Seconds,
+        Var(WORKERS, "RETRY_BACKOFF_BASE", "Pause before the first retry, s; doubles with each, +/- 20 %.", "steps"),
+    ] = 30
+    retry_backoff_max: Annotated[
+        Seconds, Var(WORKERS, "RETRY_BACKOFF_MAX", "Longest pause before a retry, s.", "steps")
+    ] = 300
+    reschedule_pause: Annotated[
+        Seconds,
+        Var(
+            *(WORKERS, "RESCHEDULE_PAUSE", "Pause of a task that got no device or no room for a variant, s."),
+            "steps",
+        ),
+    ] = 60
 
     # --- pack
     pack_dir: Annotated[

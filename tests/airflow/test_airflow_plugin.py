@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from evpack.airflow.config import MAX_MAP_LENGTH
 from evpack.airflow.factory import WEIGHT_RULE, build_dags
+from evpack.airflow.weights import order_of, task_instance_mutation_hook, task_weight
+from evpack.files import write_atomic
 from evpack.plan.lanes import LANES
+from evpack.settings import Settings
 from evpack_plugin import EvpackPlugin, SmallFirst
 
 GROUP_OF = {
@@ -78,3 +83,47 @@ def test_the_rule_survives_serialisation(dag_index: int) -> None:
     for lane in LANES:
         for type_, group in GROUP_OF.items():
             assert is_small_first(dag.get_task(f"{lane.id}.{group}.{type_}").weight_rule)
+
+
+# --- the order of a run across lanes ---------------------------------------------------------------------------------
+TASK = "gpu4_x.cells.evaluate"
+
+
+def hooked(task_id: str, conf: dict[str, Any] | None, map_index: int = 3) -> int:
+    instance: Any = SimpleNamespace(task_id=task_id, map_index=map_index, priority_weight=7)
+    run: Any = None if conf is None else SimpleNamespace(conf=conf)
+    task_instance_mutation_hook(instance, run)
+    return int(instance.priority_weight)
+
+
+def test_the_hook_sets_the_weights_of_a_run_with_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hooked(TASK, {"order": "large_first"}) == task_weight(TASK, 3, "large_first") > task_weight(TASK, 3)
+    assert hooked(TASK, {"order": "small_first"}) == hooked(TASK, {}) == hooked(TASK, None) == 7
+    monkeypatch.setenv("PACK_ORDER", "large_first")
+    assert hooked(TASK, {}) == task_weight(TASK, 3, "large_first")
+    assert hooked(TASK, {"order": "small_first"}) == 7  # conf before environment
+
+
+@pytest.mark.parametrize("task_id", ["plan", "gate", "gpu4_x.select_cells", "other.cells.evaluate"])
+def test_the_hook_leaves_other_tasks_alone(task_id: str) -> None:
+    assert hooked(task_id, {"order": "large_first"}) == 7
+
+
+def test_a_resumed_campaign_keeps_its_order(tmp_path: Path) -> None:
+    frozen = tmp_path / "state" / "settings.json"
+    write_atomic(frozen, json.dumps(Settings(order="large_first").to_json()).encode())
+    assert order_of({"resume": str(tmp_path)}, {}) == "large_first"
+    assert order_of({"resume": str(tmp_path / "gone")}, {}) == "small_first"
+    assert order_of({"order": "nonsense"}, {}) == "small_first"
+
+
+def test_airflow_calls_the_hook(deployment: Any) -> None:
+    from airflow.settings import get_policy_plugin_manager
+
+    from airflow import settings
+
+    assert (deployment.root / "config" / "airflow_local_settings.py").is_file()
+    instance = SimpleNamespace(task_id=TASK, map_index=3, priority_weight=7)
+    settings.task_instance_mutation_hook(instance, dag_run=SimpleNamespace(conf={"order": "large_first"}))
+    assert get_policy_plugin_manager().hook.task_instance_mutation_hook.get_hookimpls()
+    assert instance.priority_weight == task_weight(TASK, 3, "large_first")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evpack.errors import BadInput
 from evpack.plan.lanes import LANES, lane_of
 from evpack.plan.model import StepType
-from evpack.plan.order import BAND, BASE, CRITICAL, SIZE_BOOST, priority, sort_models
+from evpack.plan.order import BAND, BASE, CRITICAL, ORDERS, SIZE_BOOST, priority, sort_models
 
 MAX_MAP_LENGTH = 20_000
 CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
@@ -19,6 +19,7 @@ CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
 lanes = st.sampled_from(LANES)
 types = st.sampled_from(list(BASE))
 indexes = st.integers(0, MAX_MAP_LENGTH - 1)
+orders = st.sampled_from(ORDERS)
 tasks = st.one_of(
     st.tuples(types, lanes.map(lambda lane: lane.id), indexes),
     st.tuples(st.sampled_from(CLOSING), st.none(), st.just(0)),
@@ -54,21 +55,21 @@ def test_no_lane_is_wide_enough() -> None:
         lane_of(9, 600)
 
 
-@given(tasks, tasks)
-def test_different_tasks_have_different_weights(a: Any, b: Any) -> None:
+@given(tasks, tasks, orders)
+def test_different_tasks_have_different_weights(a: Any, b: Any, order: str) -> None:
     assume(a != b)
-    assert priority(*a) != priority(*b)
+    assert priority(*a, order) != priority(*b, order)
 
 
-@given(tasks)
-def test_weights_fit_a_positive_32_bit_integer(task: Any) -> None:
-    assert 0 < priority(*task) < 2**31
+@given(tasks, orders)
+def test_weights_fit_a_positive_32_bit_integer(task: Any, order: str) -> None:
+    assert 0 < priority(*task, order) < 2**31
 
 
-@given(types, lanes, indexes, indexes)
-def test_within_a_list_the_order_is_the_lists(type_: StepType, lane: Any, a: int, b: int) -> None:
+@given(types, lanes, indexes, indexes, orders)
+def test_within_a_list_the_order_is_the_lists(type_: StepType, lane: Any, a: int, b: int, order: str) -> None:
     assume(a < b)
-    assert priority(type_, lane.id, a) > priority(type_, lane.id, b)
+    assert priority(type_, lane.id, a, order) > priority(type_, lane.id, b, order)
 
 
 @given(types, types, lanes, lanes, indexes, indexes)
@@ -82,11 +83,17 @@ def test_the_score_comes_before_the_place_in_the_list(
     assert priority(a, la.id, i) > priority(b, lb.id, j)
 
 
-@given(lanes, indexes, indexes)
-def test_within_a_lane_a_step_comes_before_what_it_unblocks(lane: Any, i: int, j: int) -> None:
+@given(lanes, indexes, indexes, orders)
+def test_within_a_lane_a_step_comes_before_what_it_unblocks(lane: Any, i: int, j: int, order: str) -> None:
     chain = (StepType.SETUP_BASELINE, StepType.CALIBRATE, StepType.DERIVE_PRESET, StepType.EVALUATE, StepType.CREATE)
-    weights = [priority(type_, lane.id, i if n % 2 else j) for n, type_ in enumerate(chain)]
+    weights = [priority(type_, lane.id, i if n % 2 else j, order) for n, type_ in enumerate(chain)]
     assert weights == sorted(weights, reverse=True)
+
+
+def test_large_first_turns_the_lanes_round() -> None:
+    for type_ in BASE:
+        weights = [priority(type_, lane.id, 0, "large_first") for lane in LANES]
+        assert weights == sorted(weights)
 
 
 def test_small_lanes_come_first_for_the_same_type() -> None:

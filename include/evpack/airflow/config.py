@@ -30,6 +30,13 @@ NIGHTLY_DAG = "evidence_nightly"
 USER = "admin"
 HOST = "127.0.0.1"
 
+LOCAL_SETTINGS = """# Written by evpack: the order of a run (PACK_ORDER) across its lanes.
+from evpack.airflow.weights import task_instance_mutation_hook
+
+__all__ = ["task_instance_mutation_hook"]
+"""
+"""Airflow's place for cluster policies, imported by all its processes."""
+
 SPARE_TASKS = 6
 """Tasks beyond the pools' slots that may run at once: selections, plan, verdict."""
 
@@ -131,6 +138,7 @@ class Deployment:
         text = io.StringIO()
         parser.write(text)
         write_atomic(self.config_file, text.getvalue().replace("%", "%%").encode(), mode=0o600)
+        write_atomic(self.root / "config" / "airflow_local_settings.py", LOCAL_SETTINGS.encode())
 
     def differences(self) -> list[str]:
         """How airflow.cfg differs from what `write_config` would write for the same port and slots, a line each."""

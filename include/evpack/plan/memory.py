@@ -143,7 +143,7 @@ def memory_plan(plan: CampaignPlan, settings: Settings) -> str:
             continue
         model = plan.model(step.model)
         category = plan.scenario(step.scenario).category if step.scenario else None
-        weight = priority(step.type, step.lane, places[step.type, step.lane])
+        weight = priority(step.type, step.lane, places[step.type, step.lane], settings.order)
         places[step.type, step.lane] += 1
         table.writerow(
             (

@@ -1,18 +1,10 @@
-"""small_first: the order of models within a lane, and the weight of a task across lanes.
+"""The order of a campaign: of models within a lane, and the weight of a task across lanes.
 
 Airflow runs the heaviest waiting task first; equal weights go by logical date. A weight packs three things, most
 significant first: a score, the lane's place in `LANES`, the place in the mapped list. The score is the reference's
-base priority with its boosts, without its clamp at 100 (which made most tasks equal):
-
-    reference                           here
-    base priority of the task type      BASE
-    critical boost (setup +50,          CRITICAL
-      calibration +20)
-    size boost (+30, +20, +10, 0)       SIZE_BOOST of the lane's size class
-    create 70 above evaluate 65         turned round, so that cells finish one by one and variants do not pile up
-    unblock boost                       setup, calibrate and derive_preset stand above everything they unblock
-    age boost                           older runs first: Airflow's tie-break by logical date
-    fairness, work stealing             none: within a lane the list order decides
+base priority with its boosts, without its clamp at 100 (which made most tasks equal). ``large_first`` turns the size
+boost and the order of lanes round; what must come first within a model stays first. Every boost of the reference and
+what gives it here: docs/scheduling.md.
 """
 
 from __future__ import annotations
@@ -24,6 +16,10 @@ from evpack.plan.lanes import LANES
 from evpack.plan.model import StepType
 
 T = TypeVar("T")
+
+SMALL_FIRST = "small_first"
+LARGE_FIRST = "large_first"
+ORDERS = (SMALL_FIRST, LARGE_FIRST)
 
 BAND = 1 << 15
 """Weights per (type, lane): more than the 20,000 instances that `[core] max_map_length` allows."""
@@ -44,13 +40,15 @@ _CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
 _TYPES = tuple(BASE)
 
 
-def _bands() -> dict[tuple[StepType, str], int]:
-    """The rank of each (type, lane id or ""), lightest 0. Equal scores: smaller lane first, then the earlier type."""
-    lanes = {lane.id: index for index, lane in enumerate(LANES)}
+def _bands(order: str) -> dict[tuple[StepType, str], int]:
+    """The rank of each (type, lane id or ""), lightest 0. Equal scores: the first lane, then the earlier type."""
+    sign = 1 if order == SMALL_FIRST else -1
+    lanes = {lane.id: sign * index for index, lane in enumerate(LANES)}
+    boosts = dict(zip(SIZE_BOOST, list(SIZE_BOOST.values())[::sign], strict=True))
     pairs = [(type_, lane) for type_ in BASE for lane in LANES]
     pairs.sort(
         key=lambda pair: (
-            BASE[pair[0]] + CRITICAL.get(pair[0], 0) + SIZE_BOOST[pair[1].size_class],
+            BASE[pair[0]] + CRITICAL.get(pair[0], 0) + boosts[pair[1].size_class],
             -lanes[pair[1].id],
             -_TYPES.index(pair[0]),
         )
@@ -59,24 +57,25 @@ def _bands() -> dict[tuple[StepType, str], int]:
     return {key: rank for rank, key in enumerate(keys)}
 
 
-_RANKS = _bands()
+_RANKS = {order: _bands(order) for order in ORDERS}
 
 
-def priority(type_: StepType, lane: str | None, map_index: int) -> int:
+def priority(type_: StepType, lane: str | None, map_index: int, order: str = SMALL_FIRST) -> int:
     """The weight of a task, a positive 32-bit integer; unequal for unequal arguments within a run.
 
     Args:
         lane: lane id, None for campaign-level steps.
         map_index: place in the mapped list; Airflow's -1 (not expanded yet) counts as the first.
+        order: one of `ORDERS`.
 
     Raises:
-        KeyError: for a lane that is not in `LANES`.
+        KeyError: for a lane that is not in `LANES`, or an order that is none.
     """
-    rank = _RANKS[type_, lane or ""]
+    rank = _RANKS[order][type_, lane or ""]
     return rank * BAND + BAND - 1 - min(max(map_index, 0), BAND - 1)
 
 
 def sort_models(models: Iterable[T], order: str, weights_gb: Callable[[T], float], name: Callable[[T], str]) -> list[T]:
-    """Models by weight, ``small_first`` or ``large_first``; equal ones by name."""
-    sign = 1.0 if order == "small_first" else -1.0
+    """Models by weight in one of the `ORDERS`; equal ones by name."""
+    sign = 1.0 if order == SMALL_FIRST else -1.0
     return sorted(models, key=lambda model: (sign * weights_gb(model), name(model)))
