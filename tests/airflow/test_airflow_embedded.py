@@ -147,6 +147,20 @@ def test_the_client_logs_in_once_and_repeats_the_request() -> None:
     assert seen.count("/auth/token") == 1
 
 
+def test_runs_have_a_logical_date_so_that_the_older_goes_first() -> None:
+    sent: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content)["logical_date"])
+        return httpx.Response(200, json={})
+
+    with answering(handler) as client:
+        client.trigger("d", "first", {})
+        client.trigger("d", "second", {})
+    assert sent == sorted(set(sent))
+    assert len(sent) == 2
+
+
 def test_refused_parameters_are_the_operators_fault() -> None:
     refusing = answering(lambda _: httpx.Response(400, json={"detail": "'nope' is not one of"}))
     with refusing as client, pytest.raises(BadInput, match="'nope' is not one of"):
