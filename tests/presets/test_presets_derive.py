@@ -55,7 +55,11 @@ def test_drifts_that_are_no_ratios_are_refused(values: list[float]) -> None:
 
 def test_preset_and_statistics() -> None:
     preset, stats = derive(
-        [report(1, 1.0), report(2, 1.02)], baseline="m/models/baseline", guards_order=("invariants",), seed=42
+        [report(1, 1.0), report(2, 1.02)],
+        baseline="m/models/baseline",
+        guards_order=("invariants",),
+        seed=42,
+        noop_shift=3e-4,
     )
     meta = preset["_calibration_meta"]
     assert (meta["model_name"], meta["num_runs"], meta["tier"]) == ("m", 2, "balanced")
@@ -64,14 +68,21 @@ def test_preset_and_statistics() -> None:
     assert (preset["dataset"]["preview_n"], preset["dataset"]["final_n"]) == (4, 5)
     assert "primary_metric" not in preset
     assert stats["runs"] == [1, 2]
+    assert meta["noop_shift"] == stats["noop_shift"] == 3e-4
     assert stats["drift"]["gates"] is False
 
 
 def test_runs_that_disagree_and_no_runs_are_refused() -> None:
     with pytest.raises(EvidenceError, match="differ in compute"):
-        derive([report(1, 1.0), report(2, 1.0, compute={"batch": 4})], baseline="b", guards_order=(), seed=1)
+        derive(
+            [report(1, 1.0), report(2, 1.0, compute={"batch": 4})],
+            baseline="b",
+            guards_order=(),
+            seed=1,
+            noop_shift=0.0,
+        )
     with pytest.raises(EvidenceError, match="no calibration run"):
-        derive([], baseline="b", guards_order=(), seed=1)
+        derive([], baseline="b", guards_order=(), seed=1, noop_shift=0.0)
 
 
 @pytest.mark.parametrize("content", ["[", "1", "_calibration_meta: {}", "!!python/object:os.system {}"])

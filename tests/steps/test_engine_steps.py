@@ -33,6 +33,7 @@ from evpack.steps.calibrate import calibrate
 from evpack.steps.derive_preset import derive_preset
 from evpack.steps.evaluate import evaluate
 from evpack.steps.setup_baseline import setup_baseline
+from evpack.steps.subject import measured_noop_shift
 
 WORDS = 40
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -155,7 +156,7 @@ class Campaign:
             report = check_report((directory / "evaluation.report.json").read_bytes())
             subject = (directory / report["records"]["subject"]["path"]).read_bytes()
             baseline = (self.model.root / report["records"]["baseline"]["path"]).read_bytes()
-            assert recompute(report, subject, baseline, policy) == []
+            assert recompute(report, subject, baseline, policy, measured_noop_shift(self.model)) == []
             manifest = read_json(directory / "runtime.manifest.json")
             assert manifest["report"]["sha256"] == sha256_file(directory / "evaluation.report.json")
             reports.append(report)
@@ -326,7 +327,8 @@ def test_calibration_keeps_finished_runs_and_redoes_what_does_not_fit(ready: Cam
     other = read_json(three / "records.json")
     other["checkpoint_digest"] = "0" * 64
     write_json(three / "records.json", other)
-    assert calibrate(ready.context(StepType.CALIBRATE)) == [one, two, three]
+    noop = ready.model.calibration / "noop_records.json"
+    assert calibrate(ready.context(StepType.CALIBRATE)) == [one, two, three, noop]
     assert one.stat().st_ino == before
     assert records_of(two).run == 2
     assert records_of(three).checkpoint_digest == records_of(one).checkpoint_digest
@@ -488,6 +490,23 @@ def test_a_guard_that_breaks_or_does_not_exist_is_an_error_not_a_pass(
     assert report["invariants"]["status"] == report["spectral"]["status"] == "error"
     assert report["validation"]["invariants_pass"] is report["validation"]["spectral_stable"] is False
     assert "ZeroDivisionError" in json.dumps(report["invariants"]["failures"])
+
+
+def test_calibration_scores_a_no_op_once_and_reports_name_its_shift(ready: Campaign) -> None:
+    file = ready.model.calibration / "noop_records.json"
+    noop = WindowRecords.parse(file.read_bytes(), "noop")
+    shift = measured_noop_shift(ready.model)
+    assert (noop.run, noop.side) == (1, "subject") and 0 < abs(shift) < 0.01
+    before = file.stat().st_mtime_ns
+    calibrate(ready.context(StepType.CALIBRATE))
+    assert file.stat().st_mtime_ns == before
+    ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
+    for report in ready.evaluate(CLEAN):
+        assert report["primary_metric"]["noop_shift"] == shift
+        assert report["primary_metric"]["shift_band"] == max(0.002, abs(shift))
+    file.unlink()
+    with pytest.raises(EvidenceError, match="redo calibrate"):
+        ready.evaluate(CLEAN)
 
 
 def test_a_preset_of_other_windows_is_refused(ready: Campaign) -> None:

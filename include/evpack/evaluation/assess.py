@@ -58,7 +58,12 @@ def paired_differences(
 
 
 def assess(
-    subject: WindowRecords, baseline: WindowRecords, policy: Policy, *, tokens_available: int | None = None
+    subject: WindowRecords,
+    baseline: WindowRecords,
+    policy: Policy,
+    *,
+    tokens_available: int | None = None,
+    noop_shift: float | None = None,
 ) -> Assessment:
     """Compare a subject with its baseline on the windows of one run.
 
@@ -67,9 +72,10 @@ def assess(
 
     Args:
         tokens_available: tokens of the whole evaluation text, for the policy's minimum fraction; None leaves it out.
+        noop_shift: of the model's calibration (`noop.noop_shift`); None where it measured none.
     """
     reason = pairing_reason(subject, baseline)
-    metric = _Metric(subject, baseline, policy, reason)
+    metric = _Metric(subject, baseline, policy, reason, noop_shift)
     stats = _dataset_stats(subject, baseline, policy, reason, tokens_available)
     enough = stats["tokens"]["ok"] and (stats["coverage"]["ok"] or not policy.flag("metrics.coverage.enforced"))
     stats["paired_delta_summary"] = metric.delta_summary()
@@ -96,8 +102,12 @@ class _Metric:
     give the figures that the reference's report has under the same names, see docs/decisions/0007-pooled-ratio.md.
     """
 
-    def __init__(self, subject: WindowRecords, baseline: WindowRecords, policy: Policy, reason: str | None) -> None:
+    def __init__(
+        self, subject: WindowRecords, baseline: WindowRecords, policy: Policy, reason: str | None, noop: float | None
+    ) -> None:
         self.policy = policy
+        self.noop_shift = noop
+        self.shift_band = max(policy.number("metrics.detected_shift.band"), abs(noop or 0.0))
         self.pairing = reason
         self.broken = [w for w in subject.windows if w.nll_sum is None]
         self.finite = paired_differences(subject, baseline)
@@ -158,8 +168,7 @@ class _Metric:
         low, high = self.interval.low, self.interval.high
         if low is None or high is None or self.interval.n < self.policy.number("metrics.detected_shift.min_windows"):
             return None
-        band = self.policy.number("metrics.detected_shift.band")
-        return low > band or high < -band
+        return low > self.shift_band or high < -self.shift_band
 
     def delta_summary(self) -> dict[str, Any]:
         """The paired differences in nats per token; where the subject has broken windows, of the rest."""
@@ -180,6 +189,7 @@ class _Metric:
     def to_json(self) -> dict[str, Any]:
         """The report's primary_metric block: the final windows by the reference's names, then the pooled ones."""
         low, high = self.policy.drift_band
+        measured = {} if self.noop_shift is None else {"noop_shift": self.noop_shift, "shift_band": self.shift_band}
         return {
             "kind": "ppl_causal",
             "unit": "ppl",
@@ -203,6 +213,7 @@ class _Metric:
             "relative_drift": self.relative_drift,
             "drift_band": {"min": low, "max": high},
             "detected_shift": self._detected_shift(),
+            **measured,
             "outcome": self.outcome,
             "degraded": self.degraded,
             "degraded_reason": self.degraded_reason,

@@ -73,6 +73,7 @@ def build_report(
     edit: Mapping[str, Any],
     generated_at: str,
     bca: Mapping[str, Any] | None = None,
+    noop_shift: float | None = None,
 ) -> dict[str, Any]:
     """Assemble a report. A subject that could not be scored has records whose every loss is null with a reason.
 
@@ -84,13 +85,14 @@ def build_report(
         edit: resolved edit or error injection; `name` becomes `edit_name`.
         generated_at: ISO 8601 UTC.
         bca: `bca.bca_interval` of the same pairs; reported, gates nothing.
+        noop_shift: `noop.noop_shift` of the model's calibration.
 
     Raises:
         BrokenContract: when a guard of the order has no block, or a block no known status.
         EvidenceError: when records are malformed or belong to another cell.
     """
     blocks = {name: _guard_block(name, guards, guards_order) for name in GUARD_FLAGS}
-    derived = _derived(subject.data, baseline.data, policy, dataset.get("tokens_available"))
+    derived = _derived(subject.data, baseline.data, policy, dataset.get("tokens_available"), noop_shift)
     about = asdict(meta) | {"tier": policy.tier, "profile": policy.profile}
     if wrong := list(_differences(derived["meta"], _part(about, derived["meta"]), "meta")):
         raise EvidenceError(f"the records belong to another report: {wrong[0]}")
@@ -136,7 +138,9 @@ def check_report(data: bytes, name: str = REPORT_NAME) -> dict[str, Any]:
     return checked
 
 
-def recompute(report: Mapping[str, Any], subject: bytes, baseline: bytes, policy: Policy) -> list[str]:
+def recompute(
+    report: Mapping[str, Any], subject: bytes, baseline: bytes, policy: Policy, noop_shift: float | None = None
+) -> list[str]:
     """Every way in which a report differs from what its records and the policy give.
 
     Args:
@@ -144,6 +148,7 @@ def recompute(report: Mapping[str, Any], subject: bytes, baseline: bytes, policy
         subject: bytes of the subject's records.json.
         baseline: bytes of the baseline's records.json.
         policy: the policy to judge by, which need not be the one the report names.
+        noop_shift: `noop.noop_shift` of the model's calibration, None where it has none.
 
     Returns:
         One line per difference, empty when everything follows.
@@ -152,7 +157,7 @@ def recompute(report: Mapping[str, Any], subject: bytes, baseline: bytes, policy
         available = report["dataset"].get("tokens_available")
         if available is not None and (isinstance(available, bool) or not isinstance(available, int)):
             return [f"dataset.tokens_available: {available!r} is no count"]
-        derived = _derived(subject, baseline, policy, available)
+        derived = _derived(subject, baseline, policy, available, noop_shift)
         derived["validation"] |= {
             flag: report[name].get("status") in _PASSING for name, flag in _evaluated_flags(report)
         }
@@ -178,10 +183,12 @@ def report_digest(report: Mapping[str, Any]) -> str:
     return digest_json(_stable(report))
 
 
-def _derived(subject_data: bytes, baseline_data: bytes, policy: Policy, available: int | None) -> dict[str, Any]:
+def _derived(
+    subject_data: bytes, baseline_data: bytes, policy: Policy, available: int | None, noop_shift: float | None
+) -> dict[str, Any]:
     subject = WindowRecords.parse(subject_data, "subject records")
     baseline = WindowRecords.parse(baseline_data, "baseline records")
-    result = assess(subject, baseline, policy, tokens_available=available)
+    result = assess(subject, baseline, policy, tokens_available=available, noop_shift=noop_shift)
     metric = result.primary_metric
     return {
         "meta": {

@@ -9,6 +9,7 @@ from typing import Any
 
 from evpack.catalog.scenarios import Category
 from evpack.errors import EvidenceError
+from evpack.evaluation.noop import NOOP_FILE, noop_digest, noop_shift
 from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.files import digest_json, sha256_bytes
 from evpack.pack import layout
@@ -29,6 +30,8 @@ class ModelFacts:
     windows: dict[int, list[list[Any]]] = field(default_factory=dict)
     """``[[id, arm], ...]`` in order, by run."""
     seeds: dict[int, int] = field(default_factory=dict)
+    noop_shift: float | None = None
+    """Of the model's no-op, nats per predicted token; None where calibration left none."""
     errors: list[str] = field(default_factory=list)
     """Everything that contradicts itself."""
 
@@ -48,6 +51,7 @@ def check_model(campaign: Campaign, model: ModelPlan, scenarios: Sequence[str]) 
             for step in campaign.plan.steps_of(StepType.CALIBRATE, model=model.name):
                 for run in step.runs:
                     facts.errors += _calibration(campaign, model, run, facts)
+            facts.errors += _noop(campaign, model.name, facts)
             for scenario in scenarios:
                 facts.errors += _variant(campaign, model.name, scenario, facts, tensors)
         except EvidenceError as error:
@@ -138,6 +142,18 @@ def _calibration(campaign: Campaign, model: ModelPlan, run: int, facts: ModelFac
             yield f"{place}{layout.BASELINE_REPORT}: {arm} is {metric[arm]!r}, the records give {expected!r}"
     if not math.isclose(metric["drift"], metric["final"] / metric["preview"], rel_tol=_TOLERANCE):
         yield f"{place}{layout.BASELINE_REPORT}: drift is not final / preview"
+
+
+def _noop(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:
+    """The shift of the no-op follows from its records and those of the baseline on the same windows."""
+    place = f"reports/{model}/calibration/"
+    if not campaign.has(place + NOOP_FILE):
+        return
+    noop = WindowRecords.parse(campaign.read(place + NOOP_FILE), place + NOOP_FILE)
+    name = f"{place}run_{noop.run}/{layout.RECORDS}"
+    if noop.checkpoint_digest != noop_digest(str(facts.baseline)):
+        yield f"{place}{NOOP_FILE}: not of this model's baseline"
+    facts.noop_shift = noop_shift(noop, WindowRecords.parse(campaign.read(name), name))
 
 
 def _variant(

@@ -102,7 +102,7 @@ def _errors(
     if entry(report, "records", "subject", "path") != layout.RECORDS:
         yield f"records.subject.path is not the {layout.RECORDS} beside it"
     subject = campaign.files[subject_name]
-    differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy)
+    differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy, facts.noop_shift)
     yield from differences
     if not differences:
         schedule = campaign.at(layout.model_state(key.model, "schedule.json"))

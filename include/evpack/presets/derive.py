@@ -67,7 +67,7 @@ class Drift:
 
 
 def derive(
-    reports: Sequence[Mapping[str, Any]], *, baseline: str, guards_order: Sequence[str], seed: int
+    reports: Sequence[Mapping[str, Any]], *, baseline: str, guards_order: Sequence[str], seed: int, noop_shift: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The preset and the statistics behind it.
 
@@ -79,6 +79,7 @@ def derive(
         baseline: where the baseline lies, relative to the run directory.
         guards_order: guards in the order they run; guards outside it get no section.
         seed: of the permutation that all runs are slices of.
+        noop_shift: `noop.noop_shift` of the model, nats per predicted token.
 
     Returns:
         (preset, calibration statistics), keys in the order in which they are written.
@@ -104,6 +105,7 @@ def derive(
             "drift_std": drift.std,
             "drift_band_compatible": drift.compatible,
             "suggested_drift_band": {"min": drift.low, "max": drift.high},
+            "noop_shift": noop_shift,
         },
         "model": {"id": baseline},
         "dataset": {
@@ -123,6 +125,7 @@ def derive(
         "runs": [report["meta"]["run"] for report in reports],
         "guards_order": list(guards_order),
         "drift": drift.to_json(),
+        "noop_shift": noop_shift,
         "compute": first["compute"],
     }
     return preset, stats

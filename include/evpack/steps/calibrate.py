@@ -8,7 +8,9 @@ from typing import Any
 
 from evpack.catalog.policy import Policy
 from evpack.errors import EvaluationError
-from evpack.evaluation.records import ARMS, Arm, WindowRecords
+from evpack.evaluation.half_ulp import add_half_ulp
+from evpack.evaluation.noop import NOOP_FILE, NOOP_SCENARIO, noop_digest
+from evpack.evaluation.records import ARMS, Arm, Compute, WindowRecords
 from evpack.files import publishing, sha256_bytes, write_atomic, write_json
 from evpack.guards import chain, spectral
 from evpack.steps.base import StepContext, log
@@ -30,7 +32,7 @@ def calibrate(ctx: StepContext) -> list[Path]:
     """Publish ``reports/calibration/run_<k>`` with records.json and baseline_report.json for each scheduled run.
 
     Where guards of the order need them, also the figures they compare with: activation_records.json of each run and
-    ``reports/calibration/spectral_records.json``.
+    ``reports/calibration/spectral_records.json``. Last a no-op is scored on the first run's windows.
     All scheduled runs are scored, also those beyond the number of calibration runs: evaluation run k pairs with run k.
     A run that an earlier attempt finished under the same contract is kept.
 
@@ -66,7 +68,18 @@ def calibrate(ctx: StepContext) -> list[Path]:
                 activations = heard(bench, run, listener, bench.baseline, baseline=True)
                 write_atomic(part / ACTIVATIONS_FILE, encoded(activations))
         log.info("calibration run %d: perplexity %.4f / %.4f", run.run, *(report["primary_metric"][a] for a in ARMS))
-    return published
+    return [*published, _noop(bench, model, compute)]
+
+
+def _noop(bench: Bench, model: Any, compute: Compute) -> Path:
+    """Losses of the baseline with noise that means nothing; the model is of no further use afterwards."""
+    file, run, digest = bench.place.calibration / NOOP_FILE, bench.windows.runs[0], noop_digest(bench.baseline.digest())
+    found = bench.found_records(file, run, digest)
+    if found is None or found.compute != compute:
+        add_half_ulp(model)
+        records = bench.records(run, bench.score(model, run), compute, digest, NOOP_SCENARIO)
+        write_atomic(file, records_bytes(records))
+    return file
 
 
 def _spectral(bench: Bench, policy: Policy) -> list[Path]:

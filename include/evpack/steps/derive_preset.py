@@ -15,7 +15,7 @@ from evpack.presets.guard_sections import guard_sections
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import baseline_spectral_file
-from evpack.steps.subject import model_of
+from evpack.steps.subject import measured_noop_shift, model_of
 
 
 def derive_preset(ctx: StepContext) -> list[Path]:
@@ -40,6 +40,7 @@ def derive_preset(ctx: StepContext) -> list[Path]:
         baseline=place.baseline.relative_to(ctx.run.root).as_posix(),
         guards_order=ctx.settings.guards_order,
         seed=BASE_SEED,
+        noop_shift=measured_noop_shift(place),
     )
     policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
     preset["guards"] |= guard_sections(ctx.settings.guards_order, policy, _matrices(place))

@@ -25,7 +25,6 @@ from evpack.steps.subject import Bench
 
 SPECTRAL_FILE = "spectral_records.json"
 ACTIVATIONS_FILE = "activation_records.json"
-BASELINE_ACTIVATIONS_FILE = "baseline_activation_records.json"
 
 
 def encoded(records: SpectralRecords | ActivationRecords) -> bytes:

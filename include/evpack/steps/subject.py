@@ -15,6 +15,7 @@ from evpack.checkpoint.profile import main_dtype, open_baseline
 from evpack.checkpoint.reader import Checkpoint, CheckpointLike
 from evpack.data.windows import RunWindows, WindowSet, window_digest
 from evpack.errors import BrokenContract, CheckpointError, EvidenceError
+from evpack.evaluation.noop import NOOP_FILE, noop_shift
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.evaluation.scoring import (
     Placement,
@@ -136,6 +137,23 @@ def model_of(ctx: StepContext) -> tuple[ModelPlan, ModelDir]:
         raise BrokenContract(f"step {ctx.step.id} has no model")
     model = ctx.plan.model(ctx.step.model)
     return model, ctx.run.model(model.name)
+
+
+def measured_noop_shift(place: ModelDir) -> float:
+    """Shift of the model's no-op, nats per predicted token, as calibration left its records.
+
+    Raises:
+        EvidenceError: when they are missing, damaged or do not pair.
+    """
+    noop = _parsed(place.calibration / NOOP_FILE)
+    return noop_shift(noop, _parsed(place.calibration / f"run_{noop.run}" / "records.json"))
+
+
+def _parsed(file: Path) -> WindowRecords:
+    try:
+        return WindowRecords.parse(file.read_bytes(), str(file))
+    except OSError as error:
+        raise EvidenceError(f"{file} cannot be read: {error.strerror}", "redo calibrate") from error
 
 
 def records_bytes(records: WindowRecords) -> bytes:

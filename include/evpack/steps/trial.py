@@ -1,0 +1,123 @@
+"""The subject of an evaluation, which may be at fault: loaded, scored, looked at; what goes wrong is written down."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from evpack.catalog.policy import Policy
+from evpack.catalog.scenarios import Scenario
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.profile import open_baseline
+from evpack.checkpoint.reader import contents_of
+from evpack.data.windows import RunWindows
+from evpack.errors import CheckpointError, EvpackError
+from evpack.evaluation.records import Compute, WindowRecords
+from evpack.guards import chain, invariants, invariants_assess
+from evpack.guards.base import GuardResult
+from evpack.guards.hooks import Listener
+from evpack.steps.base import log
+from evpack.steps.subject import Bench
+
+_SUBJECT_FAULTS = (CheckpointError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What the model library raises for a subject it cannot build or run; a damaged file is told apart by `blame`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a subject is judged by."""
+
+    scenario: Scenario
+    policy: Policy
+    order: tuple[str, ...]
+    declaration: chain.Declaration
+    noop_shift: float
+    """Of the model's calibration."""
+
+    @property
+    def sampled(self) -> int:
+        """Windows per run on which guards listen."""
+        return chain.sampled_windows(self.order, self.policy)
+
+
+@dataclass
+class Subject:
+    """The subject while it is evaluated: its model when it could be loaded, else why not."""
+
+    checkpoint: DeltaCheckpoint
+    model: Any = None
+    unexplained: tuple[str, ...] = ()
+    failure: str | None = None
+
+    @classmethod
+    def load(cls, bench: Bench, scenario: str) -> Subject:
+        """Load the subject; what stops it from being a sound model is written down, not raised.
+
+        Raises:
+            CheckpointError: when it is the files of baseline or variant that are damaged.
+            OutOfMemory: when it does not fit.
+        """
+        subject = cls(DeltaCheckpoint(bench.baseline, bench.place.variant(scenario)))
+        try:
+            model, loading = bench.load(subject.checkpoint)
+        except _SUBJECT_FAULTS as error:
+            subject.failure = subject.blame(bench, "load_failed", error)
+            return subject
+        subject.unexplained = loading.unexplained
+        if loading.unexplained:  # parameters left to chance: their losses would be no property of the subject
+            subject.failure = f"unexplained_keys:{len(loading.unexplained)}"
+        else:
+            subject.model = model
+        return subject
+
+    def score(
+        self, bench: Bench, run: RunWindows, compute: Compute, scenario: str, listener: Listener | None
+    ) -> WindowRecords:
+        """The subject's records of one run; all null with the reason when it cannot be run.
+
+        Raises:
+            CheckpointError, OutOfMemory: as `load`.
+        """
+        failure = self.failure
+        sums = [math.nan] * len(run.in_order())
+        if self.model is not None:
+            try:
+                sums = bench.score(self.model, run, listener)
+            except _SUBJECT_FAULTS as error:
+                failure = self.blame(bench, "forward_failed", error)
+        return bench.records(run, sums, compute, self.checkpoint.digest(), scenario, failure)
+
+    def blame(self, bench: Bench, what: str, error: Exception) -> str:
+        """The reason to write down when the subject is at fault: its files are intact, yet it cannot be run.
+
+        Raises:
+            CheckpointError: when it is the files of baseline or variant that are damaged.
+        """
+        open_baseline(bench.place)
+        for name in self.checkpoint.names():
+            self.checkpoint.read(name)  # checked against its digest
+        line = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        log.warning("subject at fault, %s: %s", what, line)
+        return f"{what}:{type(error).__name__}: {line}"
+
+    def invariants(self, bench: Bench) -> tuple[GuardResult, GuardResult]:
+        """The invariants guard before and after the change.
+
+        Raises:
+            EvpackError, OSError, MemoryError: damaged files and missing memory are no findings about the subject.
+        """
+        baseline = contents_of(bench.baseline)
+        try:
+            post = invariants.validate(
+                self.checkpoint,
+                baseline,
+                self.checkpoint.variant.declaration,
+                unexplained_keys=self.unexplained,
+                load_error=None if self.unexplained else self.failure,
+            )
+        except (EvpackError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            post = invariants_assess.failed(f"{type(error).__name__}: {error}")
+        return invariants_assess.reference_result(baseline), post
