@@ -12,9 +12,11 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from evpack.airflow.endings import StepRetryPolicy
 from evpack.airflow.factory import WEIGHT_RULE, build_dags
 from evpack.plan.lanes import LANES
 from evpack.plan.model import StepType
+from evpack.settings import MOST_RETRIES
 
 MODEL_TYPES = ("setup_baseline", "calibrate", "derive_preset")
 CELL_TYPES = ("create", "evaluate")
@@ -80,7 +82,7 @@ def test_steps_run_whatever_happened_and_carry_the_weight_rule_by_name(campaign:
     for task in lane_tasks(campaign):
         assert task.trigger_rule == "all_done"
         assert task.map_index_template == "{{ task.title }}"
-        assert task.retries == 3
+        assert task.retries == MOST_RETRIES and isinstance(task.retry_policy, StepRetryPolicy)
     for name in ("compile_verdict", "build_pack", "verify_pack", "gate"):
         assert campaign.get_task(name).trigger_rule == "all_done"
     assert WEIGHT_RULE == "evpack_plugin.SmallFirst"

@@ -7,15 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
-from airflow.sdk.exceptions import AirflowRescheduleException
 
-from evpack.airflow.operators import BlockedTask, StepFailed, StepRetry, end_task
-from evpack.errors import StepExit
 from evpack.home import Home
 from evpack.runtime.pools import cores, cpu_slots, pool_slots
 from evpack.runtime.process import StepProcess, die_with_parent, step_command, step_environment
@@ -129,37 +125,6 @@ def test_a_step_sees_no_secret_and_no_setting(tmp_path: Path) -> None:
     assert online["HF_TOKEN"] == "hf_x"
     assert online["HF_HOME"] == "/cache"
     assert "HF_HUB_OFFLINE" not in online
-
-
-def test_every_exit_code_has_its_way_to_end() -> None:
-    end_task(StepExit.OK, "s")
-    expected = {
-        StepExit.BAD_INPUT: StepFailed,
-        StepExit.PERMANENT: StepFailed,
-        StepExit.DISK: StepFailed,
-        StepExit.BLOCKED: BlockedTask,
-        StepExit.OUT_OF_MEMORY: StepRetry,
-        StepExit.TRANSIENT: StepRetry,
-    }
-    assert expected.keys() | {StepExit.OK, StepExit.NO_DEVICE} == set(StepExit)
-    with pytest.raises(AirflowRescheduleException) as waits:
-        end_task(StepExit.NO_DEVICE, "m.calibrate")
-    assert waits.value.reschedule_date > datetime.now(UTC)
-    for code, error in expected.items():
-        with pytest.raises(error, match=code.name.lower()):
-            end_task(code, "m.calibrate")
-    with pytest.raises(StepRetry, match="SIGKILL"):
-        end_task(-9, "m.calibrate")
-    with pytest.raises(StepFailed, match="unknown code 1"):
-        end_task(1, "m.calibrate")
-
-
-def test_final_failures_are_never_retried() -> None:
-    from airflow.sdk.exceptions import AirflowFailException
-
-    assert issubclass(StepFailed, AirflowFailException)
-    assert issubclass(BlockedTask, AirflowFailException)
-    assert not issubclass(StepRetry, AirflowFailException)
 
 
 def test_slots_are_at_least_one_and_at_most_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task_group
 
 from evpack.airflow.config import CAMPAIGN_DAG, NIGHTLY_DAG
+from evpack.airflow.endings import TASK_RETRIES, StepRetryPolicy
 from evpack.airflow.operators import (
     PLAN_TASK,
     CampaignStepOperator,
@@ -30,14 +30,6 @@ NIGHTLY_CRON = "0 2 * * *"
 
 WEIGHT_RULE = "evpack_plugin.SmallFirst"
 """By name: an instance does not survive the serialisation of a mapped task."""
-
-GROUP_RETRIES: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay": timedelta(seconds=10),
-    "retry_exponential_backoff": 2.0,
-    "max_retry_delay": timedelta(minutes=5),
-}
-"""For what another try may cure; every other failure ends a task at once."""
 
 _ALWAYS = "all_done"
 """A step whose needs are missing runs, says so and fails as blocked; it is never skipped."""
@@ -94,7 +86,8 @@ def _lane(lane: Lane, plan: PlanOperator, verdict: CampaignStepOperator) -> None
         "weight_rule": WEIGHT_RULE,
         "trigger_rule": _ALWAYS,
         "map_index_template": "{{ task.title }}",
-        **GROUP_RETRIES,
+        "retry_policy": StepRetryPolicy(),
+        **TASK_RETRIES,
     }
     on_device = {**step, "pool": lane.pool, "pool_slots": lane.pool_slots}
     # Edits stream tensor by tensor on the CPU.

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
+from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
-from evpack.errors import EvpackError, StepExit
+from evpack.airflow.endings import BlockedTask, StepFailed, check_tries, end_task
+from evpack.errors import EvpackError
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
 from evpack.rundir import RunDir
@@ -31,26 +29,8 @@ PLAN_TASK = "plan"
 RUN_DIR_KEY = "run_dir"
 """XCom key under which `plan` gives the run directory."""
 
-RETRIED = frozenset({StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY})
-"""Exit codes of a step that another try may cure."""
-
-
-DEVICE_PAUSE = timedelta(minutes=1)
-"""How long a task that got no device gives its slots to others before it asks again."""
-
-log = logging.getLogger(__name__)
-
-
-class BlockedTask(AirflowFailException):
-    """A step (or a selection) whose needs are missing: a failure, never a skip."""
-
-
-class StepFailed(AirflowFailException):
-    """A step that no further try can cure."""
-
-
-class StepRetry(AirflowException):
-    """A step that another try may cure."""
+TAIL_LINES = 200
+"""Lines of an attempt's output that are kept to tell its class where the exit code does not."""
 
 
 class PlanOperator(BaseBranchOperator):
@@ -122,20 +102,29 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Run the step, its output in the task log; its exit code decides how the task ends."""
+        from evpack.runtime.failures import memory_kills
         from evpack.runtime.process import StepProcess, step_command, step_environment
         from evpack.runtime.threads import frozen_settings, threads_for
 
         run = run_dir_of(context)
         step_type = StepType(self.task_id.rpartition(".")[2])
         step_id = f"{self.subject}.{step_type}"
+        check_tries(context, run, step_id)
         command = step_command(run.root, step_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         plan = load_plan(run)
         environ = step_environment(
             os.environ, home=Home.locate(), threads=threads_for(plan, step_type), network=frozen_settings(run).net
         )
         self._process = StepProcess(command, environ)
-        code = self._process.run(self.log.info)
-        end_task(code, step_id)
+        lines: deque[str] = deque(maxlen=TAIL_LINES)
+
+        def emit(line: str) -> None:
+            lines.append(line)
+            self.log.info("%s", line)
+
+        kills = memory_kills()
+        code = self._process.run(emit)
+        end_task(code, step_id, run, lines=lines, memory_killed=memory_kills() > kills)
 
     def on_kill(self) -> None:
         """Stop the step's process group; called when the task is cleared, failed by hand or timed out."""
@@ -156,7 +145,7 @@ class CampaignStepOperator(BaseOperator):
             code = run_step(run.root, self.task_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         except EvpackError as error:
             raise StepFailed(error.diagnostics()) from None
-        end_task(code, self.task_id)
+        end_task(code, self.task_id, run)
 
 
 class GateOperator(BaseOperator):
@@ -183,29 +172,3 @@ def run_dir_of(context: Context) -> RunDir:
     if not value:
         raise BlockedTask("the task `plan` gave no run directory; see its log, mend it and clear it")
     return RunDir(Path(str(value)))
-
-
-def end_task(code: int, step_id: str) -> None:
-    """Turn a step's exit code into the way its task ends.
-
-    Raises:
-        BlockedTask: when something the step needs is missing.
-        AirflowRescheduleException: when its devices are all in use; costs no retry.
-        StepRetry: when another try may cure it (also when a signal ended the step).
-        StepFailed: when no further try can.
-    """
-    if code == StepExit.OK:
-        return
-    if code < 0:
-        raise StepRetry(f"{step_id} was ended by {signal.Signals(-code).name}")
-    try:
-        exit_ = StepExit(code)
-    except ValueError:
-        raise StepFailed(f"{step_id} ended with the unknown code {code}: a defect, see the log above") from None
-    message = f"{step_id}: {exit_.name.lower()} (exit {code}), see the log above"
-    if exit_ is StepExit.NO_DEVICE:
-        log.warning("%s; the task gives its slots back and asks again in %s", message, DEVICE_PAUSE)
-        raise AirflowRescheduleException(datetime.now(UTC) + DEVICE_PAUSE)
-    if exit_ is StepExit.BLOCKED:
-        raise BlockedTask(message)
-    raise StepRetry(message) if exit_ in RETRIED else StepFailed(message)

@@ -44,9 +44,6 @@ STEP_FUNCTIONS: Mapping[StepType, str] = {
 ALWAYS_RUN = frozenset({StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK})
 """Steps that look at everything on disk: cheap, idempotent by themselves, never skipped because of a marker."""
 
-MAX_BATCH_HALVINGS = 2
-"""An out-of-memory retry halves the batch at most this often."""
-
 _PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)
 """Python errors that a second try cannot cure (scheduling spec, section 7)."""
 
@@ -88,13 +85,16 @@ def run_step(
     step = plan.step(step_id)
     settings = Settings.parse(run.settings.read_bytes())
     record = state.Attempt(run, step_id, attempt, dag_run)
+    state.close_dead_attempts(run, step_id, StepExit.TRANSIENT, "killed: its process is gone")
     with _logging_to(run.task_log(step_id)):
         record.begin()
         exit_: StepExit = StepExit.TRANSIENT
         error: str | None = "interrupted"
         try:
             with _limits(step, own_process):
-                ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, _batch(run, plan, step))
+                ctx = StepContext(
+                    run, plan, settings, step, Home.locate(), attempt, state.lowered_batch(run, plan, step)
+                )
                 _finish(ctx, record, lease)
             exit_, error = StepExit.OK, None
         except Exception as problem:
@@ -199,15 +199,6 @@ def classify(problem: BaseException) -> StepExit:
 
 def _text(problem: BaseException) -> str:
     return str(problem) if isinstance(problem, EvpackError) else f"{type(problem).__name__}: {problem}"
-
-
-def _batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None:
-    """The lowered batch after out-of-memory attempts, None when there were none."""
-    halvings = sum(record["exit"] == StepExit.OUT_OF_MEMORY for record in state.read_attempts(run, step.id))
-    if not halvings or step.model is None:
-        return None
-    halved: int = plan.model(step.model).batch >> min(halvings, MAX_BATCH_HALVINGS)
-    return max(1, halved)
 
 
 def _function(type_: StepType) -> StepFunction:

@@ -20,6 +20,7 @@ from typing import Any
 
 from evpack.errors import EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
+from evpack.plan.memory import SCORING
 from evpack.plan.model import CampaignPlan, StepPlan
 from evpack.rundir import RunDir
 from evpack.steps.base import Leased
@@ -28,6 +29,9 @@ MARKER_SCHEMA = "evpack_step_marker_v1"
 ATTEMPT_SCHEMA = "evpack_step_attempt_v1"
 REHASH_LIMIT = 1 << 20
 """Outputs up to this many bytes are hashed again when a marker is checked; larger ones by size only."""
+
+MAX_BATCH_HALVINGS = 2
+"""An out-of-memory retry halves the batch at most this often."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,45 @@ def read_attempts(run: RunDir, step_id: str) -> list[dict[str, Any]]:
         with contextlib.suppress(EvidenceError, FileNotFoundError):
             records.append(read_json(path))
     return sorted(records, key=lambda record: (record["started_at"], record["try"]))
+
+
+def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) -> None:
+    """Write the end of attempts whose process of this host is gone without having written it.
+
+    Args:
+        exit_: the class that whoever saw the process end gave it.
+        why: how it ended, in words.
+    """
+    directory = run.attempts(step_id)
+    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+        with contextlib.suppress(EvidenceError, FileNotFoundError):
+            record = read_json(path)
+            if record["class"] == "running" and not _alive(record):
+                end = {"exit": int(exit_), "class": exit_.name.lower(), "ended_at": utc_now(), "error": why}
+                write_json(path, {**record, **end})
+
+
+def lowered_batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None:
+    """Windows per forward pass after out-of-memory attempts, None when there were none."""
+    halvings = _memory_failures(run, step)
+    if not halvings or step.model is None:
+        return None
+    return max(1, plan.model(step.model).batch >> min(halvings, MAX_BATCH_HALVINGS))
+
+
+def memory_try_left(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
+    """Whether a step that ran out of memory is tried again: at most twice, and scoring only with a smaller batch."""
+    failures = _memory_failures(run, step)
+    if failures > MAX_BATCH_HALVINGS:
+        return False
+    if step.type not in SCORING or step.model is None:
+        return True
+    batch = plan.model(step.model).batch
+    return max(1, batch >> failures) < max(1, batch >> max(0, failures - 1))
+
+
+def _memory_failures(run: RunDir, step: StepPlan) -> int:
+    return sum(record["exit"] == StepExit.OUT_OF_MEMORY for record in read_attempts(run, step.id))
 
 
 def step_state(run: RunDir, step_id: str) -> str:

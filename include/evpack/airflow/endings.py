@@ -1,0 +1,129 @@
+"""How a step's end becomes its task's end: typed exceptions from exit codes, and the policy of retries."""
+
+# Airflow's classes have no types mypy can follow (see pyproject), so they count as Any.
+# mypy: disallow-subclassing-any=False
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
+
+from evpack.errors import StepExit
+from evpack.plan.model import load_plan
+from evpack.rundir import RunDir
+from evpack.runtime.failures import RETRIED, STEP_CODES, WAITING, RetryLimits, class_of
+from evpack.settings import MOST_RETRIES, Settings
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+TASK_RETRIES: dict[str, Any] = {
+    "retries": MOST_RETRIES,
+    "retry_delay": timedelta(seconds=10),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=5),
+}
+"""Airflow's side of retries. The number is only the ceiling of MAX_RETRIES; the delays are those of tasks whose process
+was killed, which ask no policy."""
+
+log = logging.getLogger(__name__)
+
+
+class BlockedTask(AirflowFailException):
+    """A step (or a selection) whose needs are missing: a failure, never a skip."""
+
+
+class StepFailed(AirflowFailException):
+    """A step that no further try can cure."""
+
+
+class StepRetry(AirflowException):
+    """A step that another try may cure."""
+
+    def __init__(self, message: str, limits: RetryLimits) -> None:
+        super().__init__(message)
+        self.limits = limits
+
+
+class StepRetryPolicy(RetryPolicy):
+    """MAX_RETRIES tries after the first, with RETRY_BACKOFF_BASE doubling up to RETRY_BACKOFF_MAX, 20 % jitter."""
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """Whether and when; runs in the worker. What is no `StepRetry` is a fault of the surroundings."""
+        limits = exception.limits if isinstance(exception, StepRetry) else RetryLimits.of(Settings())
+        used = used_retries(try_number, max_tries)
+        if used >= limits.retries:
+            return RetryDecision.fail(f"the {limits.retries} retries of MAX_RETRIES are used up")
+        pause = limits.pause_s(used, random.SystemRandom().random)
+        return RetryDecision.retry(
+            timedelta(seconds=pause), f"retry {used + 1} of {limits.retries} in {pause:.0f} s: {exception}"
+        )
+
+
+def used_retries(try_number: int, max_tries: int) -> int:
+    """Retries since the task was last started afresh: a clear adds the task's retries to the tries made so far."""
+    return max(0, try_number - 1 - (max_tries - MOST_RETRIES))
+
+
+def check_tries(context: Context, run: RunDir, step_id: str) -> None:
+    """Refuse a try beyond MAX_RETRIES: tasks that were killed come back without having asked the policy.
+
+    Raises:
+        StepFailed: when the tries are used up.
+    """
+    ti, limits = context["ti"], _limits(run)
+    if used_retries(ti.try_number, ti.max_tries) > limits.retries:
+        raise StepFailed(f"{step_id}: the {limits.retries} retries of MAX_RETRIES are used up")
+
+
+def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (), memory_killed: bool = False) -> None:
+    """Turn the end of a step's process or container into the way its task ends.
+
+    Args:
+        code: exit code; ``-n`` or ``128 + n`` when signal n ended it.
+        run: the campaign's run directory.
+        lines: the end of what this attempt printed, looked at where the code tells nothing.
+        memory_killed: whether the kernel or the engine killed for memory meanwhile.
+
+    Raises:
+        BlockedTask: when something the step needs is missing.
+        AirflowRescheduleException: when its devices are all in use; costs no retry.
+        StepRetry: when another try may cure it.
+        StepFailed: when no further try can.
+    """
+    from evpack.runtime.threads import frozen_settings
+    from evpack.steps.state import close_dead_attempts, memory_try_left
+
+    if code == StepExit.OK:
+        return
+    exit_, what = class_of(code, lines, memory_killed=memory_killed)
+    if code not in STEP_CODES:
+        close_dead_attempts(run, step_id, exit_, what)
+    message = f"{step_id}: {exit_.name.lower()} ({what}), see the log above"
+    if exit_ in WAITING:
+        pause = timedelta(seconds=frozen_settings(run).reschedule_pause)
+        log.warning("%s; the task gives its slots back and asks again in %s", message, pause)
+        raise AirflowRescheduleException(datetime.now(UTC) + pause)
+    if exit_ is StepExit.BLOCKED:
+        raise BlockedTask(message)
+    if exit_ is StepExit.OUT_OF_MEMORY:
+        plan = load_plan(run)
+        if not memory_try_left(run, plan, plan.step(step_id)):
+            raise StepFailed(f"{message}; the batch was halved as often as it may be")
+    if exit_ in RETRIED:
+        raise StepRetry(message, _limits(run))
+    raise StepFailed(message)
+
+
+def _limits(run: RunDir) -> RetryLimits:
+    from evpack.runtime.threads import frozen_settings
+
+    return RetryLimits.of(frozen_settings(run))

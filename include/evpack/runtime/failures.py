@@ -1,0 +1,110 @@
+"""What a failed attempt of a step means: its class, and when it is tried again (scheduling spec, section 7).
+
+The exit code decides. Only where it says nothing (a signal, a code that no step gives) are the lines looked at that
+this very attempt printed; the log of earlier attempts plays no part.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evpack.errors import StepExit
+from evpack.settings import Settings
+
+RETRIED = frozenset({StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY})
+"""Classes that another try may cure."""
+
+WAITING = frozenset({StepExit.NO_DEVICE})
+"""Classes that mean: not now. The task gives its slots back and asks again, which costs no retry."""
+
+STEP_CODES = frozenset(map(int, StepExit))
+
+JITTER = 0.2
+"""A pause is this part shorter or longer, at random, so that steps that failed together do not return together."""
+
+_CONTAINER_SIGNAL = 128
+"""A process that signal n ended shows as 128 + n where a shell or a container engine stands in between."""
+
+_VMSTAT = Path("/proc/vmstat")
+
+_LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
+    (
+        StepExit.OUT_OF_MEMORY,
+        re.compile(
+            r"\bOutOfMemoryError\b|\bCUDA out of memory\b|\bCUDA error: out of memory\b|^MemoryError\b"
+            r"|\bCannot allocate memory\b|\bcan't allocate memory\b|^Killed$",
+            re.MULTILINE,
+        ),
+    ),
+    (StepExit.DISK, re.compile(r"\bNo space left on device\b|\bDisk quota exceeded\b|\bRead-only file system\b")),
+    (
+        StepExit.PERMANENT,
+        re.compile(
+            r"^(FileNotFoundError|ModuleNotFoundError|ImportError|SyntaxError|TypeError|AssertionError)\b"
+            r"|^ValueError: .* is not a valid\b|\bModel \S* ?not found\b",
+            re.MULTILINE,
+        ),
+    ),
+)
+"""Read from the top. What no pattern knows may be cured by another try, as everything may that looks transient. So may
+an assert of a device: the device is quarantined (`runtime.leases`), another one gets the next try."""
+
+
+@dataclass(frozen=True)
+class RetryLimits:
+    """How often and how soon a step is tried again."""
+
+    retries: int
+    """Tries after the first."""
+    base_s: float
+    max_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> RetryLimits:
+        """MAX_RETRIES, RETRY_BACKOFF_BASE, RETRY_BACKOFF_MAX."""
+        return cls(settings.max_retries, settings.retry_backoff_base, settings.retry_backoff_max)
+
+    def pause_s(self, used: int, dice: Callable[[], float]) -> float:
+        """Seconds before the next try: base * 2^used, up to 20 % shorter or longer, never above the cap.
+
+        Args:
+            used: retries used so far, 0 after the first failure.
+            dice: a number over [0, 1).
+        """
+        spread = 1 - JITTER + 2 * JITTER * dice()
+        return float(min(self.max_s, self.base_s * 2 ** min(used, 64) * spread))
+
+
+def class_of(code: int, lines: Iterable[str] = (), *, memory_killed: bool = False) -> tuple[StepExit, str]:
+    """The class of an exit code, and what the process ended by, in words.
+
+    Args:
+        code: of the step's process; ``-n`` or ``128 + n`` when signal n ended it.
+        lines: the end of what this attempt printed.
+        memory_killed: whether the kernel killed processes for memory meanwhile (`memory_kills`).
+    """
+    if code in STEP_CODES:
+        return StepExit(code), f"exit {code}"
+    number = -code if code < 0 else code - _CONTAINER_SIGNAL
+    name = next((known.name for known in signal.Signals if known == number), None)
+    what = f"ended by {name}" if name else f"exit {code}, which no step gives"
+    if number == signal.SIGKILL and memory_killed:
+        return StepExit.OUT_OF_MEMORY, f"{what}, while the kernel killed for memory"
+    text = "\n".join(lines)
+    for class_, pattern in _LOG_CLASSES:
+        if found := pattern.search(text):
+            return class_, f"{what}, after printing {found.group().strip()!r}"
+    return StepExit.TRANSIENT, what
+
+
+def memory_kills() -> int:
+    """How many processes the kernel of this host has killed for lack of memory; 0 where it does not tell."""
+    try:
+        lines = _VMSTAT.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -1,0 +1,160 @@
+"""From a step's end to its task's: exceptions, retries by policy, waiting that costs no retry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.definitions.retry_policy import RetryAction
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
+
+from evpack.airflow.endings import (
+    BlockedTask,
+    StepFailed,
+    StepRetry,
+    StepRetryPolicy,
+    check_tries,
+    end_task,
+    used_retries,
+)
+from evpack.errors import StepExit
+from evpack.files import write_json
+from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.rundir import RunDir
+from evpack.runtime.failures import RetryLimits
+from evpack.settings import MOST_RETRIES, Settings
+from evpack.steps.state import Attempt, read_attempts
+
+STEP = "m.calibrate"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A planned campaign of one scoring step with a batch of 4."""
+    directory, settings = RunDir(tmp_path / "run"), Settings(max_retries=2, reschedule_pause=7)
+    model = ModelPlan(
+        id="M",
+        label="M",
+        name="m",
+        source=ModelSource(kind="local", path="/m"),
+        weights_gb=1,
+        devices=0,
+        lane="cpu_s",
+        batch=4,
+    )
+    plan = CampaignPlan(
+        suite="test",
+        created_at="2026-01-01T00:00:00Z",
+        evpack_version="0",
+        settings_digest=settings.digest(),
+        models=(model,),
+        scenarios=(),
+        steps=(StepPlan(id=STEP, type=StepType.CALIBRATE, model="m", lane="cpu_s"),),
+    )
+    write_json(directory.settings, settings.to_json())
+    write_json(directory.plan, plan.to_json())
+    return directory
+
+
+def out_of_memory(run: RunDir) -> None:
+    attempt = Attempt(run, STEP, 1, None)
+    attempt.end(StepExit.OUT_OF_MEMORY, "no memory")
+
+
+def test_every_exit_code_has_its_way_to_end(run: RunDir) -> None:
+    end_task(StepExit.OK, STEP, run)
+    out_of_memory(run)
+    expected = {
+        StepExit.BAD_INPUT: StepFailed,
+        StepExit.PERMANENT: StepFailed,
+        StepExit.DISK: StepFailed,
+        StepExit.BLOCKED: BlockedTask,
+        StepExit.OUT_OF_MEMORY: StepRetry,
+        StepExit.TRANSIENT: StepRetry,
+    }
+    waits = {StepExit.NO_DEVICE}
+    assert expected.keys() | {StepExit.OK} | waits == set(StepExit)
+    for code, error in expected.items():
+        with pytest.raises(error, match=code.name.lower()):
+            end_task(code, STEP, run)
+    for code in waits:
+        with pytest.raises(AirflowRescheduleException) as waiting:
+            end_task(code, STEP, run)
+        assert 0 < (waiting.value.reschedule_date - datetime.now(UTC)).total_seconds() <= 7
+
+
+def test_a_code_that_no_step_gives_is_told_by_the_output(run: RunDir) -> None:
+    with pytest.raises(StepRetry, match="SIGKILL"):
+        end_task(-9, STEP, run)
+    with pytest.raises(StepFailed, match=r"exit 1.*'ImportError'"):
+        end_task(1, STEP, run, lines=["Traceback", "ImportError: no x"])
+
+
+def test_final_failures_ask_no_policy() -> None:
+    assert issubclass(StepFailed, AirflowFailException)
+    assert issubclass(BlockedTask, AirflowFailException)
+    assert not issubclass(StepRetry, AirflowFailException)
+
+
+def test_a_killed_attempt_is_written_down_and_halves_the_batch_when_it_was_memory(run: RunDir) -> None:
+    attempt = Attempt(run, STEP, 1, None)
+    attempt.begin()
+    (file,) = run.attempts(STEP).iterdir()
+    write_json(file, {**read_attempts(run, STEP)[0], "pid": 2**22 + 1})  # beyond any process
+    with pytest.raises(StepRetry, match="out_of_memory"):
+        end_task(-9, STEP, run, memory_killed=True)
+    (record,) = read_attempts(run, STEP)
+    assert (record["class"], record["exit"]) == ("out_of_memory", StepExit.OUT_OF_MEMORY)
+    assert "SIGKILL" in record["error"]
+
+
+def test_memory_is_retried_twice_and_only_with_a_smaller_batch(run: RunDir) -> None:
+    for _ in range(2):
+        out_of_memory(run)
+        with pytest.raises(StepRetry):
+            end_task(StepExit.OUT_OF_MEMORY, STEP, run)
+    out_of_memory(run)
+    with pytest.raises(StepFailed, match="halved as often"):
+        end_task(StepExit.OUT_OF_MEMORY, STEP, run)
+
+
+# --- the policy ------------------------------------------------------------------------------------------------------
+def decide(error: BaseException, try_number: int, cleared_at: int = 0) -> Any:
+    """As Airflow asks: a clear after n tries raises the highest try number to n and the retries."""
+    return StepRetryPolicy().evaluate(error, try_number, cleared_at + MOST_RETRIES)
+
+
+def test_the_policy_spaces_retries_and_ends_them() -> None:
+    error = StepRetry("x", RetryLimits(3, 30, 300))
+    for used, middle in enumerate((30, 60, 120)):
+        decision = decide(error, used + 1)
+        assert decision.action is RetryAction.RETRY
+        assert 0.8 * middle <= decision.retry_delay.total_seconds() <= 1.2 * middle
+    assert decide(error, 4).action is RetryAction.FAIL
+
+
+def test_a_cleared_task_starts_afresh() -> None:
+    error = StepRetry("x", RetryLimits(1, 30, 300))
+    assert decide(error, 2).action is RetryAction.FAIL
+    assert decide(error, 3, cleared_at=2).action is RetryAction.RETRY
+    assert decide(error, 4, cleared_at=2).action is RetryAction.FAIL
+    assert used_retries(3, 2 + MOST_RETRIES) == 0
+
+
+def test_other_exceptions_are_retried_by_the_defaults_and_no_retries_means_none() -> None:
+    assert decide(AirflowException("engine away"), 1).action is RetryAction.RETRY
+    assert decide(AirflowException("engine away"), 4).action is RetryAction.FAIL
+    assert decide(StepRetry("x", RetryLimits(0, 30, 300)), 1).action is RetryAction.FAIL
+
+
+def test_tasks_that_were_killed_come_back_no_more_often_than_others(run: RunDir) -> None:
+    def context(try_number: int) -> Any:
+        return {"ti": SimpleNamespace(try_number=try_number, max_tries=MOST_RETRIES)}
+
+    for try_number in (1, 2, 3):
+        check_tries(context(try_number), run, STEP)
+    with pytest.raises(StepFailed, match="used up"):
+        check_tries(context(4), run, STEP)
