@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from evpack.catalog.policy import Policy
 from evpack.checkpoint.reader import CheckpointLike
-from evpack.checkpoint.scope import place
 from evpack.files import finite_or_none
-from evpack.guards.spectral_records import Collapse, MatrixRecord, SpectralRecords
+from evpack.guards.spectral_records import Collapse, MatrixRecord, SpectralRecords, matrix_keys, matrix_tensors
 from evpack.guards.spectral_sigma import CONTRACT, as_double, top_singular_value
 
 if TYPE_CHECKING:
@@ -24,7 +23,9 @@ def measure_baseline(baseline: CheckpointLike, policy: Policy) -> SpectralRecord
         CheckpointError: when it is damaged on disk.
     """
     matrices = {
-        key: record for name in _names(baseline, policy) for key, record in _records(baseline, baseline, name, policy)
+        key: record
+        for name in matrix_tensors(baseline, policy)
+        for key, record in _records(baseline, baseline, name, policy)
     }
     return SpectralRecords(
         side="baseline", checkpoint_digest=baseline.digest(), contract=dict(CONTRACT), matrices=matrices
@@ -37,7 +38,7 @@ def measure_subject(subject: CheckpointLike, baseline: CheckpointLike, policy: P
     Raises:
         CheckpointError: when a file is damaged.
     """
-    before, now = _names(baseline, policy), _names(subject, policy)
+    before, now = matrix_tensors(baseline, policy), matrix_tensors(subject, policy)
     changed = [n for n in now if n not in before or subject.tensor_digest(n) != baseline.tensor_digest(n)]
     matrices = {
         key: record
@@ -50,32 +51,8 @@ def measure_subject(subject: CheckpointLike, baseline: CheckpointLike, policy: P
         checkpoint_digest=subject.digest(),
         contract=dict(CONTRACT),
         matrices=matrices,
-        missing=tuple(key for name in gone for key in _keys(name, baseline.info(name).shape)),
+        missing=tuple(key for name in gone for key in matrix_keys(name, baseline.info(name).shape)),
     )
-
-
-def _names(checkpoint: CheckpointLike, policy: Policy) -> list[str]:
-    """Floating matrices, and fused expert tensors, in the policy's scope."""
-    scope = policy.text("spectral.scope")
-    infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
-    return [
-        name
-        for name, info in infos
-        if "F" in info.dtype and len(info.shape) in (2, 3) and _in_scope(name, len(info.shape), scope)
-    ]
-
-
-def _in_scope(name: str, dims: int, scope: str) -> bool:
-    """Whether a stored tensor belongs to the scope: ``all`` matrices, or those of ``ffn`` or ``attn``."""
-    where = place(name, dims)
-    if scope == "all":
-        return dims == 2 or where is not None
-    return where is not None and where.part == scope
-
-
-def _keys(name: str, shape: tuple[int, ...]) -> list[str]:
-    """A matrix by its tensor's name; those of a stack with their index behind it."""
-    return [name] if len(shape) == 2 else [f"{name}[{index}]" for index in range(shape[0])]
 
 
 def _records(
@@ -85,7 +62,7 @@ def _records(
     tensor = source.read(name)
     same = reference is source or reference.info(name).shape != info.shape
     measure = tensor if same else reference.read(name)
-    keys = _keys(name, info.shape)
+    keys = matrix_keys(name, info.shape)
     stack, measures = (t if t.dim() == 3 else t[None] for t in (tensor, measure))
     for key, matrix, by in zip(keys, stack, measures, strict=True):
         matrix = as_double(matrix)

@@ -7,6 +7,9 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from evpack.catalog.policy import Policy
+from evpack.checkpoint.contents import Described
+from evpack.checkpoint.scope import place
 from evpack.errors import EvidenceError
 from evpack.files import parse_json
 
@@ -30,6 +33,30 @@ def family(name: str) -> str:
     if ".experts" in lowered:
         return "expert_ffn"
     return next((label for label, pattern in _FAMILIES if pattern.search(lowered)), "other")
+
+
+def matrix_tensors(checkpoint: Described, policy: Policy) -> list[str]:
+    """Stored floating matrices, and fused expert tensors, in the policy's scope."""
+    scope = policy.text("spectral.scope")
+    infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
+    return [
+        name
+        for name, info in infos
+        if "F" in info.dtype and len(info.shape) in (2, 3) and _in_scope(name, len(info.shape), scope)
+    ]
+
+
+def matrix_keys(name: str, shape: tuple[int, ...]) -> list[str]:
+    """Names of the matrices of a tensor: its own, or those of a stack with their index behind it."""
+    return [name] if len(shape) == 2 else [f"{name}[{index}]" for index in range(shape[0])]
+
+
+def _in_scope(name: str, dims: int, scope: str) -> bool:
+    """Whether a stored tensor belongs to the scope: ``all`` matrices, or those of ``ffn`` or ``attn``."""
+    where = place(name, dims)
+    if scope == "all":
+        return dims == 2 or where is not None
+    return where is not None and where.part == scope
 
 
 class Collapse(BaseModel):
