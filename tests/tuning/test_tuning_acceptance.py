@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evpack.catalog.policy import Policy
-from evpack.tuning.acceptance import Shape, _clopper_pearson, acceptance, judge, passes
+from evpack.tuning.acceptance import Shape, acceptance, clopper_pearson, judge, passes
 from evpack.tuning.entry import REQUIRED, pooled
 
 LIMIT = math.log(1.102)
@@ -96,11 +96,11 @@ def test_sets_of_windows_are_taken_together(pool: MakePool, policy: Policy, shap
     ],
 )
 def test_exact_interval(hits: int, trials: int, low: float, high: float) -> None:
-    assert _clopper_pearson(hits, trials) == pytest.approx((low, high), abs=1e-6)
+    assert clopper_pearson(hits, trials) == pytest.approx((low, high), abs=1e-6)
 
 
 def test_some_failures_are_allowed_and_many_are_not() -> None:
-    assert _clopper_pearson(1990, 2000)[0] >= REQUIRED > _clopper_pearson(1985, 2000)[0]
+    assert clopper_pearson(1990, 2000)[0] >= REQUIRED > clopper_pearson(1985, 2000)[0]
 
 
 def test_the_order_of_windows_does_not_matter(pool: MakePool, policy: Policy, shape: Shape) -> None:

@@ -93,7 +93,7 @@ def acceptance(
         pool = draw.choices(indices, k=len(indices))
         runs = [draw.choices(pool, k=shape.per_run) for _ in range(shape.runs)]
         accepted += all(passes(judge(ours.run(run), theirs.run(run), policy, shape)) for run in runs)
-    return Acceptance(accepted, resamples, *_clopper_pearson(accepted, resamples))
+    return Acceptance(accepted, resamples, *clopper_pearson(accepted, resamples))
 
 
 class _Slots:
@@ -116,7 +116,7 @@ def _placed(window: WindowLoss, slot: int, arm: Arm) -> WindowLoss:
     return window.model_copy(update={"id": slot, "arm": arm, "tokens_sha256": sha256_bytes(b"%d" % slot)})
 
 
-def _clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
     """Exact interval of a proportion (Clopper and Pearson 1934): quantiles of Beta(k, n-k+1) and Beta(k+1, n-k)."""
     from scipy.stats import beta
 
