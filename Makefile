@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS = 1
 AREA ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint format up fuzz bench docs fixture clean
+.PHONY: help study-scheduling venv demo demo-quick test lint format up fuzz bench docs fixture clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ fuzz: $(READY) ## Attack packs with 2,000 mutations and the parsers for ten minu
 
 bench: $(READY) ## Measure the promised figures: make bench AREA=campaign
 	@$(BIN)/python -m benchmarks $(AREA)
+
+study-scheduling: $(READY) ## Simulate the full suite on 1, 2, 4 and 8 devices; studies/results/scheduling.json
+	@$(BIN)/python -m studies.scheduling
 
 docs: $(READY) ## Regenerate docs/tuning.md and docs/benchmarks.md
 	@$(BIN)/evpack settings docs > docs/tuning.md

@@ -14,7 +14,7 @@ from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import Manifest
 from evpack.errors import BadInput, MissingFile
-from evpack.files import read_json
+from evpack.files import read_json, write_json
 from evpack.home import Home
 from evpack.plan.campaign import build_plan, plan_campaign
 from evpack.plan.memory import Devices, edits_share_a_pass
@@ -133,6 +133,18 @@ def test_which_models_edits_share_a_pass(
     assert edits_share_a_pass(model, weights_gb, 1000, edits, settings) is shared
 
 
+def test_with_a_core_for_each_edit_they_are_made_side_by_side(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings()
+
+    def shared() -> bool:
+        return build_plan(settings, home, NOW).plan.models[0].batch_edits
+
+    assert shared()
+    for slots, together in ((2, True), (64, False)):
+        write_json(home.pools, {"cpu": slots, "gpu": 0})
+        assert shared() is together
+
+
 def test_variants_in_full_need_more_room(make_settings: MakeSettings, home: Home) -> None:
     models = make_settings().models
 
@@ -158,8 +170,8 @@ def test_facts_of_a_local_model(make_settings: MakeSettings, make_model: MakeMod
     model = draft.plan.models[0]
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     assert model.weights_gb == round(size / 1e9, 3) and model.source.path == str(directory)
-    largest = 1024 * 4 * 4  # four of the nine injections store one tensor, four up to everything, one nothing
-    assert draft.space[0].errors_gb == pytest.approx((4 * largest + 4 * size) / 1e9)
+    largest = 1024 * 4 * 4  # five of the twelve injections store one tensor, six up to everything, one nothing
+    assert draft.space[0].errors_gb == pytest.approx((5 * largest + 6 * size) / 1e9)
     assert draft.checkpoints == (directory,)
     before = model.source.revision
     (directory / "config.json").write_text(json.dumps({"vocab_size": 33}))
@@ -276,7 +288,6 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"models": ["/no/such/model"]}, "/no/such/model"),
         ({"dataset": "synthetic"}, "INVARLOCK_DATASET=synthetic"),
         ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle"),
-        ({"suite_mode": "calibrate-only"}, "PACK_SUITE_MODE=calibrate-only"),
         ({"repeats": 2}, "PACK_REPEATS=2"),
         ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
         ({"calibration_preset_file": "/p.yaml"}, "calibration preset /p.yaml does not exist"),

@@ -33,6 +33,7 @@ from evpack.plan.memory import (
     host_devices,
     memory_plan,
     scoring_gb,
+    slots_made,
 )
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
@@ -42,8 +43,8 @@ from evpack.plan.sources import Source, open_source
 from evpack.rundir import RunDir, model_name
 from evpack.settings import Settings
 
-_LOCATION = frozenset({"resume", "resume_mode", "output_dir", "output_dir_absolute"})
-"""Settings that say where a campaign is, not what it is; a resumed campaign may be given them anew."""
+_LOCATION = frozenset({"resume", "resume_mode", "output_dir", "output_dir_absolute", "suite_mode"})
+"""Settings that say where a campaign is and which part runs now, not what it is; a resume may be given them anew."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     edits = preflight.resolve_edits(sources, manifest.scenarios, tuned)
     preflight.check_edits_fit(sources, edits)
     found = host_devices(settings) if devices is None else devices
-    models = tuple(_model(source, found, settings, edits) for source in sources)
+    cpu_slots = (slots_made(home.pools) or {}).get("cpu", 0)
+    models = tuple(_model(source, found, settings, edits, cpu_slots) for source in sources)
     steps = [step for model in models for step in _model_steps(model, manifest.scenarios, edits, settings)]
     plan = CampaignPlan(
         suite=settings.suite,
@@ -190,7 +192,7 @@ def _has_clean(scenarios: Sequence[Scenario]) -> bool:
 
 
 def _model(
-    source: Source, devices: Devices, settings: Settings, edits: Mapping[tuple[str, str], ResolvedEdit]
+    source: Source, devices: Devices, settings: Settings, edits: Mapping[tuple[str, str], ResolvedEdit], cpu_slots: int
 ) -> ModelPlan:
     count = devices_needed(source.id, source.weights_gb, source.vocab, devices, settings)
     return ModelPlan(
@@ -209,6 +211,7 @@ def _model(
             source.vocab,
             sum(model == source.id and edit.status == "selected" for (model, _), edit in edits.items()),
             settings,
+            cpu_slots,
         ),
     )
 

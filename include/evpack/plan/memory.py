@@ -77,19 +77,22 @@ def devices_needed(model: str, weights_gb: float, vocab: int, devices: Devices, 
     return count
 
 
-def edits_share_a_pass(model: str, weights_gb: float, vocab: int, edits: int, settings: Settings) -> bool:
+def edits_share_a_pass(
+    model: str, weights_gb: float, vocab: int, edits: int, settings: Settings, cpu_slots: int = 0
+) -> bool:
     """Whether one pass makes all edits of a model: as PACK_USE_BATCH_EDITS says, else unless the model is large.
 
     A large model's edits are the slowest to make; made singly, they run side by side and each can be evaluated as
-    soon as it is there.
+    soon as it is there. Where the host has a core for each, that holds for every model (docs/scheduling.md).
 
     Args:
         edits: how many there are to make.
+        cpu_slots: steps that may run side by side on the processor, 0 when that is not known.
     """
     if settings.use_batch_edits is not None:
         return settings.use_batch_edits
     large = any(part in model.lower() for part in LARGE_NAMES)
-    return edits > 1 and not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
+    return edits > 1 and cpu_slots < edits and not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
 
 
 def host_devices(settings: Settings) -> Devices:
@@ -126,6 +129,11 @@ def step_gb(plan: CampaignPlan, step: StepPlan, settings: Settings) -> float:
     if model.batch_edits and step.edit is not None:
         return 2 * model.weights_gb + settings.batch_edit_overhead_gb
     return model.weights_gb + settings.edit_overhead_gb
+
+
+def slots_made(pools: Path) -> dict[str, int] | None:
+    """Slots by pool as `evpack airflow setup` made them, None in a deployment without."""
+    return read_json(pools) if pools.is_file() else None
 
 
 def memory_plan(plan: CampaignPlan, settings: Settings) -> str:
@@ -168,7 +176,7 @@ def check_lanes(plan: CampaignPlan, pools: Path) -> None:
     Raises:
         BadInput: a lane's steps take more slots than their pool has, or a list is longer than one may be expanded.
     """
-    slots = read_json(pools) if pools.is_file() else None
+    slots = slots_made(pools)
     used = {step.lane for step in plan.steps if step.lane}
     for lane in (lane for lane in LANES if lane.id in used):
         if slots is not None and slots.get(lane.pool, 0) < lane.pool_slots:
