@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from evpack.plan.model import step_id as make_step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state
-from evpack.steps.base import LeaseDevices, StepContext, StepFunction, log
+from evpack.steps.base import Leased, LeaseDevices, StepContext, StepFunction, log
+from evpack.steps.timeline import write_timeline
 
 STEP_FUNCTIONS: Mapping[StepType, str] = {
     StepType.SETUP_BASELINE: "evpack.steps.setup_baseline:setup_baseline",
@@ -47,6 +48,9 @@ ALWAYS_RUN = frozenset({StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.
 _PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)
 """Python errors that a second try cannot cure (scheduling spec, section 7)."""
 
+Work = Callable[[StepContext, state.Attempt], list[Path]]
+"""Does a step's work and gives what it published, as a step function does; `work_here` does, or a container."""
+
 
 class Terminated(BaseException):
     """The step was asked to stop (SIGTERM)."""
@@ -64,6 +68,7 @@ def run_step(
     dag_run: str | None = None,
     own_process: bool = False,
     lease: LeaseDevices | None = None,
+    work: Work | None = None,
 ) -> StepExit:
     """Run one step of a planned campaign.
 
@@ -73,6 +78,7 @@ def run_step(
         dag_run: id of the DAG run that asks; a higher try of the same DAG run redoes a finished step.
         own_process: True in a process that runs nothing else: SIGTERM and the step's time limit then end the step.
         lease: holds the devices of a step that needs some; without it such a step is refused.
+        work: does the work somewhere else, with a lease of its own.
 
     Returns:
         The classified exit code; the error's text is in the attempt record and the log.
@@ -86,37 +92,50 @@ def run_step(
     settings = Settings.parse(run.settings.read_bytes())
     record = state.Attempt(run, step_id, attempt, dag_run)
     state.close_dead_attempts(run, step_id, StepExit.TRANSIENT, "killed: its process is gone")
+
+    def attempt_it() -> None:
+        batch = state.lowered_batch(run, plan, step)
+        ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, batch)
+        _finish(ctx, record, work or (lambda ctx, record: work_here(ctx, record.begin_on, lease)))
+
     with _logging_to(run.task_log(step_id)):
         record.begin()
         exit_: StepExit = StepExit.TRANSIENT
         error: str | None = "interrupted"
         try:
-            with _limits(step, own_process):
-                ctx = StepContext(
-                    run, plan, settings, step, Home.locate(), attempt, state.lowered_batch(run, plan, step)
-                )
-                _finish(ctx, record, lease)
-            exit_, error = StepExit.OK, None
-        except Exception as problem:
-            exit_, error = classify(problem), _text(problem)
-            log.error("%s: %s", exit_.name.lower(), error)
-            if not isinstance(problem, EvpackError):
-                log.error("".join(traceback.format_exception(problem)))
-        except Terminated:
-            exit_, error = StepExit.TRANSIENT, "terminated from outside"
-            log.error("terminated")
-        except TimedOut:
-            exit_, error = StepExit.TRANSIENT, f"Timeout: task exceeded its limit of {step.timeout_s} s"
-            log.error("%s", error)
+            exit_, error = attempted(attempt_it, step, own_process=own_process)
         finally:
             record.end(exit_, error)
             if step.type is StepType.COMPILE_VERDICT:
                 write_json(run.progress, state.progress(run, plan))
                 write_json(run.errors, state.errors(run, plan))
+            if step.type in ALWAYS_RUN:
+                write_timeline(run, plan)
     return exit_
 
 
-def _finish(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None) -> None:
+def attempted(work: Callable[[], None], step: StepPlan, *, own_process: bool) -> tuple[StepExit, str | None]:
+    """Do something of a step under its limits; how it ended, and the error's text."""
+    try:
+        with _limits(step, own_process):
+            work()
+        return StepExit.OK, None
+    except Exception as problem:
+        exit_, error = classify(problem), _text(problem)
+        log.error("%s: %s", exit_.name.lower(), error)
+        if not isinstance(problem, EvpackError):
+            log.error("".join(traceback.format_exception(problem)))
+        return exit_, error
+    except Terminated:
+        log.error("terminated")
+        return StepExit.TRANSIENT, "terminated from outside"
+    except TimedOut:
+        error = f"Timeout: task exceeded its limit of {step.timeout_s} s"
+        log.error("%s", error)
+        return StepExit.TRANSIENT, error
+
+
+def _finish(ctx: StepContext, record: state.Attempt, work: Work) -> None:
     """Do the step's work unless a valid marker says it is done."""
     dag_run = record.dag_run
     inputs = input_digest(ctx.run, ctx.plan, ctx.step)
@@ -131,7 +150,7 @@ def _finish(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None)
     skipped = _skipped(ctx.plan, ctx.step)
     if skipped is not None:
         log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
-    published = [] if skipped is not None else _work(ctx, record, lease)
+    published = [] if skipped is not None else work(ctx, record)
     if not published and skipped is None:
         raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
     state.write_marker(
@@ -140,8 +159,15 @@ def _finish(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None)
     log.info("%s done", ctx.step.id)
 
 
-def _work(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None) -> list[Path]:
-    """The step function's work, on the devices the plan gives the step; its time limit stands still while it waits."""
+def work_here(ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevices | None) -> list[Path]:
+    """The step function's work in this process, on the devices the plan gives the step; what it published.
+
+    Args:
+        note: told the devices once they are held; the step's time limit stands still while it waits for them.
+
+    Raises:
+        BrokenContract: when it needs devices and nobody leases any.
+    """
     count = devices_of(ctx.plan, ctx.step)
     if count == 0:
         return _function(ctx.step.type)(ctx)
@@ -150,7 +176,7 @@ def _work(ctx: StepContext, record: state.Attempt, lease: LeaseDevices | None) -
     left = signal.alarm(0)
     with lease(ctx, count) as leased:
         signal.alarm(left)
-        record.begin_on(leased)
+        note(leased)
         return _function(ctx.step.type)(replace(ctx, leased=leased))
 
 
@@ -248,13 +274,17 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
         signal.alarm(0)
 
 
-def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, lease: LeaseDevices | None = None) -> int:
-    """`evpack step`: run a step in this process, its log on standard output. It sees no device but those it leases."""
+def in_own_process(attempt: Callable[[], StepExit]) -> int:
+    """`evpack step`: attempt a step in this process, its log on standard output. It sees no device but those it leases.
+
+    Returns:
+        The exit code.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return int(run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True, lease=lease))
+        return int(attempt())
     except BadInput as error:
         print(f"evpack: {error.diagnostics()}", file=sys.stderr)
         return int(StepExit.BAD_INPUT)
@@ -263,3 +293,10 @@ def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, le
             raise
         print(f"evpack: {_text(error)}", file=sys.stderr)
         return int(classify(error))
+
+
+def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, lease: LeaseDevices | None = None) -> int:
+    """`evpack step` with all its books: `run_step` in this process; its exit code."""
+    return in_own_process(
+        lambda: run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True, lease=lease)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from evpack.evaluation.scoring import versions
 from evpack.files import read_json, sha256_bytes, sha256_file
 from evpack.steps.base import StepContext
 
+IMAGE_ENV = "EVPACK_IMAGE"
+"""Set in a container, to the pinned image it was started from."""
+
 
 def runtime_facts(ctx: StepContext) -> dict[str, Any]:
     """Versions, devices, threads, network mode and code revision of this process."""
@@ -23,7 +27,7 @@ def runtime_facts(ctx: StepContext) -> dict[str, Any]:
     source = read_json(ctx.run.source_repo) if ctx.run.source_repo.is_file() else {}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "execution": "host-process",
+        "execution": "container" if os.environ.get(IMAGE_ENV) else "host-process",
         "packages": {
             "evpack": __version__,
             **versions(),
@@ -50,6 +54,7 @@ def runtime_manifest(
         config: the preset that the evaluation used.
         now: UTC time.
     """
+    image = os.environ.get(IMAGE_ENV)
     return {
         "manifest_version": 1,
         "generated_at_utc": now,
@@ -60,11 +65,11 @@ def runtime_manifest(
             "sha256": sha256_file(config),
             "source": "file",
         },
-        "execution_mode": "host-bypass",
+        "execution_mode": "container" if image else "host-bypass",
         "runtime": {
-            "image_ref": None,
-            "image_digest": None,
-            "container_execution": False,
+            "image_ref": image,
+            "image_digest": image and image[image.index("sha256:") :],
+            "container_execution": image is not None,
             "allow_network": ctx.settings.net,
             "allow_remote_code": False,
             "allow_third_party_plugins": False,

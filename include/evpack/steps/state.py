@@ -137,6 +137,9 @@ class Attempt:
     leased: Leased | None = None
     """The devices it holds, once it has them."""
     started_at: str = field(default_factory=utc_now)
+    started_unix: float = field(default_factory=lambda: round(time.time(), 3))
+    """The same with milliseconds, for pictures."""
+    _peak: int = 0
     _clock: float = field(default_factory=time.monotonic)
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
@@ -148,6 +151,10 @@ class Attempt:
         """Record that the attempt runs and which devices it holds."""
         self.leased = leased
         self.begin()
+
+    def was_elsewhere(self, leased: Leased | None, peak_rss_bytes: int) -> None:
+        """Take note of what a process elsewhere held and needed; written with the end."""
+        self.leased, self._peak = leased, peak_rss_bytes
 
     def end(self, exit_: StepExit, error: str | None) -> None:
         """Record how the attempt ended."""
@@ -168,7 +175,8 @@ class Attempt:
             "try": self.number,
             "dag_run": self.dag_run,
             "started_at": self.started_at,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "started_unix": self.started_unix,
+            "peak_rss_bytes": self._peak or peak_rss_bytes(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "leased": asdict(self.leased) if self.leased else None,

@@ -1,0 +1,66 @@
+"""Runs a step's work in a container; the books of the step are kept here, in the worker process.
+
+Of DockerOperator only the connection to the engine is used: its way of running a container knows no read-only root, no
+limit of processes and no dropped capabilities, and takes results from the last line of a log.
+"""
+
+# Airflow's classes have no types mypy can follow (see pyproject), so they count as Any.
+# mypy: disallow-subclassing-any=False
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.docker.operators.docker import DockerOperator
+
+from evpack.airflow.endings import StepFailed, check_tries, end_task
+from evpack.airflow.operators import run_dir_of
+from evpack.errors import EvpackError
+from evpack.plan.model import StepType
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ContainerStepOperator(DockerOperator):
+    """Runs one step of a model or cell in a container of its own. The task id is the step type."""
+
+    template_fields: Sequence[str] = ("subject", "title")
+
+    def __init__(self, *, subject: str, title: str, **kwargs: Any) -> None:
+        super().__init__(image="the image that EVPACK_WORKER_IMAGE pins", **kwargs)
+        self.subject = subject
+        self.title = title
+
+    def execute(self, context: Context) -> None:
+        """Run the step, its output in the task log; its exit code decides how the task ends."""
+        from evpack.runtime.docker_spec import ContainerLimits
+        from evpack.runtime.docker_step import ContainerWork
+        from evpack.steps.runner import run_step
+
+        run, ti = run_dir_of(context), context["ti"]
+        step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
+        check_tries(context, run, step_id)
+        labels = {
+            "dag_id": ti.dag_id,
+            "dag_run": context["dag_run"].run_id,
+            "task_id": ti.task_id,
+            "map_index": str(ti.map_index),
+            "try": str(ti.try_number),
+        }
+        try:
+            self._work = ContainerWork(self.cli, ContainerLimits.of(os.environ), labels)
+            code = run_step(
+                run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=self._work
+            )
+        except EvpackError as error:
+            raise StepFailed(error.diagnostics()) from None
+        end_task(code, step_id, run)
+
+    def on_kill(self) -> None:
+        """Stop and remove the container; called when the task is cleared, failed by hand or timed out."""
+        work = getattr(self, "_work", None)
+        if work is not None:
+            work.stop()

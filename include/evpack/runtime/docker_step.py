@@ -1,0 +1,144 @@
+"""The work of a step in a container: what the runner calls in place of doing it in its own process."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evpack.errors import EvidenceError, EvpackError, IntegrityError, StepExit
+from evpack.plan.model import StepType
+from evpack.runtime.docker_engine import Ended, RunningContainer, ours, reap, remove
+from evpack.runtime.docker_spec import ContainerLimits, make_for, published_places, step_container
+from evpack.runtime.failures import class_of
+from evpack.runtime.threads import threads_for
+from evpack.steps.base import StepContext, log
+from evpack.steps.remote import RESULT_FILE, Result, fetch
+from evpack.steps.state import Attempt
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+TAIL_LINES = 200
+"""Lines of an attempt's output that are kept to tell its class where the exit code does not."""
+
+
+class FailedElsewhere(EvpackError):
+    """The work failed in its container; carries the class it ended with."""
+
+    def __init__(self, exit_: StepExit, what: str) -> None:
+        super().__init__(what)
+        self.exit_code = exit_
+
+
+class ContainerWork:
+    """Does the work of steps in containers of one engine, one step at a time."""
+
+    def __init__(self, client: APIClient, limits: ContainerLimits, labels: Mapping[str, str]) -> None:
+        """Give labels that say where the task stands in Airflow."""
+        self._client = client
+        self._limits = limits
+        self._labels = dict(labels)
+        self._container: RunningContainer | None = None
+
+    def __call__(self, ctx: StepContext, record: Attempt) -> list[Path]:
+        """Run the step's container; what it published, when that is what the step may publish.
+
+        Raises:
+            FailedElsewhere: when the work failed, with its class.
+            BadInput, Transient: when the engine does not run it.
+            EvidenceError: when it left no readable result.
+        """
+        self._make_way(ctx)
+        texts = fetch(ctx) if ctx.step.type is StepType.SETUP_BASELINE else ()
+        with _outbox(ctx) as outbox:
+            spec = step_container(
+                ctx.run,
+                ctx.plan,
+                ctx.step,
+                ctx.settings,
+                ctx.home,
+                limits=self._limits,
+                command=_command(ctx, outbox),
+                texts=texts,
+                threads=threads_for(ctx.plan, ctx.step.type),
+                labels=self._labels,
+            )
+            lines: deque[str] = deque(maxlen=TAIL_LINES)
+
+            def emit(line: str) -> None:
+                lines.append(line)
+                log.info("%s", line)
+
+            self._container = RunningContainer(self._client, spec)
+            ended = self._container.run(emit)
+            result = _result(outbox, ctx.step.id)
+        if result is not None:
+            record.was_elsewhere(result.leased, result.peak_rss_bytes)
+        if ended.code != StepExit.OK:
+            raise _failure(ended, result, lines)
+        if result is None:
+            raise EvidenceError(f"the container of {ctx.step.id} ended well and left no result")
+        return _checked(ctx, result)
+
+    def stop(self) -> None:
+        """End the container that runs; called when its task is cleared, failed by hand or timed out."""
+        if self._container is not None:
+            self._container.stop()
+
+    def _make_way(self, ctx: StepContext) -> None:
+        """No container of an earlier attempt computes beside this one, whoever looks after it."""
+        for line in reap(self._client, ctx.home):
+            log.warning("removed %s: nobody looks after it", line)
+        for container in ours(self._client, ctx.home, run_dir=str(ctx.run.root), step=ctx.step.id):
+            log.warning("removed container %s of an earlier attempt", container["Id"][:12])
+            remove(self._client, container["Id"])
+
+
+def _command(ctx: StepContext, outbox: Path) -> list[str]:
+    command = ["step", str(ctx.run.root), ctx.step.id, "--try", str(ctx.attempt), "--outbox", str(outbox)]
+    return command if ctx.batch is None else [*command, "--batch", str(ctx.batch)]
+
+
+@contextmanager
+def _outbox(ctx: StepContext) -> Iterator[Path]:
+    """A directory for the result; below the step's archive, which is left as it was when nothing else went there."""
+    outbox = ctx.run.archive / ctx.step.id / f"outbox-{uuid.uuid4().hex}"
+    make_for(ctx.run.root.stat(), outbox)
+    try:
+        yield outbox
+    finally:
+        shutil.rmtree(outbox, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            outbox.parent.rmdir()
+            ctx.run.archive.rmdir()
+
+
+def _result(outbox: Path, step: str) -> Result | None:
+    try:
+        return Result.read(outbox / RESULT_FILE, step)
+    except FileNotFoundError:
+        return None
+
+
+def _failure(ended: Ended, result: Result | None, lines: deque[str]) -> FailedElsewhere:
+    exit_, what = class_of(ended.code, lines, memory_killed=ended.memory_killed)
+    return FailedElsewhere(exit_, (result and result.error) or f"the container ended: {what}")
+
+
+def _checked(ctx: StepContext, result: Result) -> list[Path]:
+    """The published paths, each where the step may publish and, but for a baseline's, without a link."""
+    places = published_places(ctx.run, ctx.plan, ctx.step)
+    paths = [ctx.run.root / name for name in result.published]
+    for path in paths:
+        if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
+            raise IntegrityError(f"step {ctx.step.id} says it published {path}, which is none of its places")
+        found = [path, *path.rglob("*")] if path.is_dir() else [path]
+        links = [item for item in found if item.is_symlink()]
+        if links and ctx.step.type is not StepType.SETUP_BASELINE:
+            raise IntegrityError(f"step {ctx.step.id} published a link: {links[0]}")
+    return paths

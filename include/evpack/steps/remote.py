@@ -1,0 +1,118 @@
+"""A step's work where its books are not: in a container that can write what the step publishes and nothing else.
+
+`work_alone` runs in there and leaves one result file. Needs, markers, archive, attempt record and log stay with
+`steps.runner` outside, which hashes what was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evpack.data.sources import source_from
+from evpack.errors import EvidenceError, StepExit
+from evpack.files import read_json, write_json
+from evpack.home import Home
+from evpack.plan.model import load_plan
+from evpack.plan.sources import fetch_snapshot
+from evpack.rundir import RunDir
+from evpack.settings import Settings
+from evpack.steps.base import Leased, LeaseDevices, StepContext
+from evpack.steps.runner import attempted, work_here
+from evpack.steps.state import peak_rss_bytes
+from evpack.steps.subject import model_of
+
+RESULT_SCHEMA = "evpack_step_result_v1"
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step's work came to."""
+
+    published: tuple[str, ...] = ()
+    """Files and directories, relative to the run directory."""
+    error: str | None = None
+    leased: Leased | None = None
+    peak_rss_bytes: int = 0
+
+    @classmethod
+    def read(cls, path: Path, step: str) -> Result:
+        """The result file of a step.
+
+        Raises:
+            FileNotFoundError: when the work ended before it could leave one.
+            EvidenceError: when it is malformed or another step's.
+        """
+        value = read_json(path)
+        try:
+            if (value["schema"], value["step"]) != (RESULT_SCHEMA, step):
+                raise EvidenceError(f"{path} is no result of step {step}")
+            leased = value["leased"]
+            return cls(
+                published=tuple(str(name) for name in value["published"]),
+                error=None if value["error"] is None else str(value["error"]),
+                leased=leased and Leased(tuple(leased["devices"]), leased["simulated"], leased["waited_s"]),
+                peak_rss_bytes=int(value["peak_rss_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvidenceError(f"{path} is no result of a step: {error!r}") from error
+
+
+def work_alone(
+    run_dir: Path, step_id: str, *, attempt: int, batch: int | None, outbox: Path, lease: LeaseDevices | None
+) -> StepExit:
+    """Do a step's work and leave its result in `outbox`; the exit code is classified as by the runner.
+
+    There is no network here, whatever the campaign may use: what needs it was fetched before (`fetch`).
+
+    Args:
+        batch: windows per forward pass when earlier attempts ran out of memory, else None.
+
+    Raises:
+        BadInput: when the directory holds no plan or the plan has no such step.
+    """
+    run = RunDir(run_dir.absolute())
+    plan = load_plan(run)
+    step = plan.step(step_id)
+    settings = Settings.parse(run.settings.read_bytes()).model_copy(update={"net": False})
+    ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, batch)
+    leased: list[Leased] = []
+    published: list[Path] = []
+
+    def work() -> None:
+        published.extend(work_here(ctx, leased.append, lease))
+
+    exit_, error = attempted(work, step, own_process=True)
+    write_json(
+        outbox / RESULT_FILE,
+        {
+            "schema": RESULT_SCHEMA,
+            "step": step_id,
+            "published": _names(published, run),
+            "error": error,
+            "leased": asdict(leased[-1]) if leased else None,
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+    )
+    return exit_
+
+
+def fetch(ctx: StepContext) -> tuple[Path, ...]:
+    """Bring what setup_baseline takes from the network into the deployment's caches.
+
+    Returns:
+        The files of the evaluation text.
+
+    Raises:
+        EvpackError: as setup_baseline itself.
+    """
+    model, _ = model_of(ctx)
+    if model.source.kind == "hub":
+        fetch_snapshot(model.id, model.source.revision or "", ctx.settings, ctx.home)
+    return source_from(ctx.settings, ctx.home).files
+
+
+def _names(paths: Iterable[Path], run: RunDir) -> list[str]:
+    return [path.relative_to(run.root).as_posix() for path in paths]
