@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pack_guards import ORDER, Model, encoded, guards
 
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
@@ -45,7 +46,7 @@ SETTINGS = Settings(
     drift_calibration_runs=3,
     clean_edit_runs=3,
     stress_edit_runs=2,
-    guards_order=("invariants",),
+    guards_order=ORDER,
 )
 SHIFTS = {"quant_clean": 0.001, "prune_clean": 0.005, "prune_50pct_stress": 0.4, "scale_explosion": 2.0}
 """Mean log-loss difference per scenario, nats per token; nan_injection has no finite loss."""
@@ -58,27 +59,19 @@ SOURCE = {
     "recorded_at": "2026-01-01T00:00:00Z",
 }
 NOW = "2026-01-01T00:00:00Z"
-TENSOR = "model.layers.0.mlp.down_proj.weight"
-PROFILE = {
-    "schema": "evpack_model_profile_v1",
-    "model_id": MODEL.id,
-    "revision": MODEL.source.revision,
-    "weights_bytes": 1000,
-    "checkpoint_digest": "b" * 64,
-    "tensors": {TENSOR: {"dtype": "BF16", "shape": [8, 8], "sha256": "1" * 64}},
-}
 
 
 class Campaign:
     """Writes a run directory piece by piece; `finish` compiles the verdict."""
 
-    def __init__(self, root: Path, runs: int = 3) -> None:
+    def __init__(self, root: Path, runs: int = 3, layers: int = 1) -> None:
         self.run = RunDir(root)
         self.runs = runs
+        self.paper = Model(layers)
         self.settings = SETTINGS.model_copy(update={"clean_edit_runs": runs, "drift_calibration_runs": runs})
         self.policy: Policy = resolve_policy(SETTINGS.tier, SETTINGS.profile)
         self.manifest = _manifest()
-        self.plan = _plan(self.manifest, self.settings)
+        self.plan = _plan(self.manifest, self.settings, self.paper)
         self.model: ModelDir = self.run.model(MODEL.name)
         tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 40 * runs))
         demand = WindowDemand.from_settings(self.settings)
@@ -94,28 +87,35 @@ class Campaign:
             self.run.model_revisions: {"models": {MODEL.id: {"revision": MODEL.source.revision}}},
             self.run.source_repo: SOURCE,
             self.run.plan: self.plan.to_json(),
-            self.model.profile: PROFILE,
+            self.model.profile: self.paper.profile(MODEL.id, MODEL.source.revision),
             self.model.windows / "schedule.json": self.windows.document(),
             self.run.analysis / "memory.json": {"peak": 1},
         }.items():
             write_json(path, value)
         self.run.presets.mkdir()
         self.run.preset(MODEL.name).write_text("drift_band: {}\n")
+        self.model.calibration.mkdir(parents=True)
+        matrices = encoded(self.paper.matrices(None, self.policy))
+        (self.model.calibration / "spectral_records.json").write_bytes(matrices)
         for run in range(1, self.runs + 1):
             place = self.model.calibration / f"run_{run}"
             records = self.records(None, run)
             write_json(place / "records.json", records.to_json())
             write_json(place / "baseline_report.json", _baseline_report(records))
+            heard = self.paper.activations(None, records, self.windows.run(run))
+            (place / "activation_records.json").write_bytes(encoded(heard))
         for step in self.plan.steps_of(StepType.EVALUATE):
             scenario = self.plan.scenario(str(step.scenario))
-            write_json(self.model.variant(scenario.id) / "variant.json", _variant(scenario))
+            write_json(self.model.variant(scenario.id) / "variant.json", self.paper.variant(scenario))
             for run in step.runs:
                 self.report(scenario, run)
         return self
 
     def report(self, scenario: Scenario, run: int) -> None:
         """One report with its records and runtime manifest."""
-        subject = RecordFile("records.json", pretty_json(self.records(scenario, run).to_json()))
+        losses, theirs = self.records(scenario, run), self.records(None, run)
+        blocks, files = guards(self.paper, self.policy, scenario, self.windows.run(run), losses, theirs)
+        subject = RecordFile("records.json", pretty_json(losses.to_json()))
         baseline_path = f"reports/calibration/run_{run}/records.json"
         baseline = RecordFile(baseline_path, (self.model.root / baseline_path).read_bytes())
         meta = ReportMeta(
@@ -133,7 +133,7 @@ class Campaign:
             subject=subject,
             baseline=baseline,
             policy=self.policy,
-            guards={"invariants": {"status": "fail" if scenario.id == "nan_injection" else "pass"}},
+            guards=blocks,
             guards_order=SETTINGS.guards_order,
             dataset={"provider": "text", "seq_len": 128},
             provenance={},
@@ -145,6 +145,8 @@ class Campaign:
         place.mkdir(parents=True, exist_ok=True)
         (place / "evaluation.report.json").write_bytes(data)
         (place / "records.json").write_bytes(subject.data)
+        for name, figures in files.items():
+            (place / name).write_bytes(figures)
         write_json(place / "runtime.manifest.json", runtime_of(data, self.run.preset(MODEL.name)))
 
     def records(self, scenario: Scenario | None, run: int) -> WindowRecords:
@@ -173,7 +175,7 @@ class Campaign:
             run=run,
             seed=schedule.seed,
             windows_digest=self.windows.run_digest(schedule),
-            checkpoint_digest=("c" if scenario else "b") * 64,
+            checkpoint_digest=self.paper.subject(scenario).digest(),
             compute=Compute(device="cpu", dtype="float32", attention="eager", batch=16),
             versions={"torch": "2"},
             windows=tuple(losses),
@@ -236,27 +238,16 @@ def _baseline_report(records: WindowRecords) -> dict[str, Any]:
     }
 
 
-def _variant(scenario: Scenario) -> dict[str, Any]:
-    fault = scenario.category is Category.ERROR_INJECTION
-    change = {"before_sha256": "1" * 64, "after_sha256": "2" * 64, "dtype": "BF16", "shape": [8, 8]}
-    return {
-        "schema": "evpack_variant_v1",
-        "scenario": scenario.id,
-        "kind": "error" if fault else "edit",
-        "baseline_digest": "b" * 64,
-        "changed": {TENSOR: change},
-        "removed": [],
-        "config_overrides": {},
-        "declaration": None if fault else {"tensors": [TENSOR]},
-        "metadata": {},
-    }
-
-
-def _plan(manifest: Manifest, settings: Settings) -> CampaignPlan:
+def _plan(manifest: Manifest, settings: Settings, paper: Model) -> CampaignPlan:
     def step(type_: StepType, scenario: Scenario | None = None, runs: int = 0) -> StepPlan:
         name, model = (scenario.id if scenario else None), MODEL.name
         return StepPlan(
-            id=step_id(type_, model, name), type=type_, model=model, scenario=name, runs=tuple(range(1, runs + 1))
+            id=step_id(type_, model, name),
+            type=type_,
+            model=model,
+            scenario=name,
+            runs=tuple(range(1, runs + 1)),
+            edit=paper.edit(scenario) if scenario and type_ is StepType.CREATE else None,
         )
 
     counts = {Category.CLEAN: settings.clean_edit_runs, Category.STRESS: 2, Category.ERROR_INJECTION: 1}
@@ -270,6 +261,7 @@ def _plan(manifest: Manifest, settings: Settings) -> CampaignPlan:
         scenarios=manifest.scenarios,
         steps=(
             step(StepType.CALIBRATE, runs=settings.drift_calibration_runs),
+            *(step(StepType.CREATE, scenario) for scenario in manifest.scenarios),
             *(step(StepType.EVALUATE, scenario, counts[scenario.category]) for scenario in manifest.scenarios),
             *(StepPlan(id=type_.value, type=type_) for type_ in last),
         ),

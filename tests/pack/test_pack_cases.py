@@ -155,14 +155,22 @@ class Forger:
         for path in self.root.rglob(layout.REPORT):
             report = parse_json(path.read_bytes(), path.name) if b'"v1", "' not in path.read_bytes() else None
             if report is not None:
-                baseline = layout.in_pack(path.relative_to(self.root).parts[1], report["records"]["baseline"]["path"])
-                for side, file in (("subject", path.with_name(layout.RECORDS)), ("baseline", self.root / baseline)):
-                    report["records"][side]["sha256"] = sha256_bytes(file.read_bytes())
+                self._renew(report, path)
                 path.write_bytes(pretty_json(report))
             runtime = path.with_name(layout.RUNTIME)
             value = parse_json(runtime.read_bytes(), runtime.name)
             value["report"]["sha256"] = sha256_bytes(path.read_bytes())
             runtime.write_bytes(pretty_json(value))
+
+    def _renew(self, report: dict[str, Any], path: Path) -> None:
+        """Digests of the raw figures that a report and its guards' blocks name."""
+        model = path.relative_to(self.root).parts[1]
+        for block in [report, *(value for value in report.values() if isinstance(value, dict) and "records" in value)]:
+            own, theirs = block["records"]["subject"], block["records"]["baseline"]
+            files = (own, path.with_name(own["path"])), (theirs, self.root / layout.in_pack(model, theirs["path"]))
+            for named, file in files:
+                if file.is_file():
+                    named["sha256"] = sha256_bytes(file.read_bytes())
 
     def _digests(self) -> dict[str, str]:
         files = (path for path in self.root.rglob("*") if path.is_file())

@@ -91,10 +91,10 @@ def build_report(
         BrokenContract: when a guard of the order has no block, or a block no known status.
         EvidenceError: when records are malformed or belong to another cell.
     """
-    blocks = {name: _guard_block(name, guards, guards_order) for name in GUARD_FLAGS}
+    blocks = {name: guard_block(name, guards, guards_order) for name in GUARD_FLAGS}
     derived = _derived(subject.data, baseline.data, policy, dataset.get("tokens_available"), noop_shift)
     about = asdict(meta) | {"tier": policy.tier, "profile": policy.profile}
-    if wrong := list(_differences(derived["meta"], _part(about, derived["meta"]), "meta")):
+    if wrong := list(differences(derived["meta"], _part(about, derived["meta"]), "meta")):
         raise EvidenceError(f"the records belong to another report: {wrong[0]}")
     flags = {flag: blocks[name]["status"] in _PASSING for name, flag in _evaluated_flags(blocks)}
     files = {"subject": subject, "baseline": baseline}
@@ -174,7 +174,7 @@ def recompute(
             given = {key: value for key, value in given.items() if key != "bca"}
         elif block == "records" and isinstance(given, dict):
             given = {side: {"sha256": ref.get("sha256")} for side, ref in given.items() if isinstance(ref, dict)}
-        found += _differences(expected, given, block)
+        found += differences(expected, given, block)
     return found
 
 
@@ -237,7 +237,7 @@ def _derived(
     }
 
 
-def _guard_block(name: str, guards: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
+def guard_block(name: str, guards: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
     if name not in order:
         return {"evaluated": False, "reason": "not in PACK_GUARDS_ORDER"}
     if name not in guards or guards[name].get("status") not in GUARD_STATUSES:
@@ -257,7 +257,7 @@ def _part(given: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: given[key] for key in keys if key in given}
 
 
-def _differences(expected: Any, given: Any, place: str) -> Iterator[str]:
+def differences(expected: Any, given: Any, place: str) -> Iterator[str]:
     """Lines naming each place where two JSON values differ; numbers within the tolerance are equal."""
     if isinstance(expected, Mapping) and isinstance(given, Mapping):
         for key in sorted(expected.keys() | given.keys(), key=str):
@@ -267,10 +267,10 @@ def _differences(expected: Any, given: Any, place: str) -> Iterator[str]:
             elif key not in expected:
                 yield f"{inner}: the report says {given[key]!r}, the records give nothing"
             else:
-                yield from _differences(expected[key], given[key], inner)
+                yield from differences(expected[key], given[key], inner)
     elif isinstance(expected, list) and isinstance(given, list) and len(expected) == len(given):
         for index, (ours, theirs) in enumerate(zip(expected, given, strict=True)):
-            yield from _differences(ours, theirs, f"{place}[{index}]")
+            yield from differences(ours, theirs, f"{place}[{index}]")
     elif not _equal(expected, given):
         yield f"{place}: the report says {given!r}, the records give {expected!r}"
 

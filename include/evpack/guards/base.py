@@ -33,6 +33,8 @@ class Violation:
         }
 
 
+GUARD_ERROR = "guard_error"
+"""Type of the finding that a guard could not run."""
 MAX_NAMED = 20
 """Tensors named in one finding; a report is read by people."""
 

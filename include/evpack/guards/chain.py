@@ -12,6 +12,7 @@ from evpack.checkpoint.contents import Described
 from evpack.checkpoint.scope import select
 from evpack.errors import CheckpointError, DiskFull, OutOfMemory
 from evpack.guards import rmt, spectral, variance
+from evpack.guards.base import GUARD_ERROR
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
 
@@ -66,7 +67,7 @@ def guarded(name: str, work: Callable[[], Block]) -> Block:
 def could_not_run(name: str, why: str) -> Block:
     """The block of a guard that could not run."""
     message = f"guard {name} could not run: {why}"
-    failure = {"type": "guard_error", "severity": "error", "message": message, "tensors": [], "count": 1}
+    failure = {"type": GUARD_ERROR, "severity": "error", "message": message, "tensors": [], "count": 1}
     return {"status": "error", "action": "abort", "failures": [failure]}
 
 

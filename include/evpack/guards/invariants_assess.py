@@ -12,7 +12,7 @@ from typing import Any
 
 from evpack.checkpoint.contents import Contents, TensorRecord
 from evpack.checkpoint.parts import is_embedding, is_head, is_norm, is_tied
-from evpack.guards.base import GuardResult, Violation, about
+from evpack.guards.base import GUARD_ERROR, GuardResult, Violation, about
 
 NAME = "invariants"
 NON_FINITE, UNEXPLAINED, LOAD_FAILED = "non_finite_tensor", "unexplained_keys", "load_failed"
@@ -80,9 +80,22 @@ def assess(
     )
 
 
+def observed_in(block: Mapping[str, Any]) -> list[Violation]:
+    """The findings of a report's block that need tensors or a model.
+
+    Raises:
+        KeyError, TypeError: when the block is malformed.
+    """
+    return [
+        Violation(f["type"], "fatal", f["message"], tuple(f["tensors"]), f["count"])
+        for f in block["failures"]
+        if f["type"] in OBSERVED
+    ]
+
+
 def failed(why: str) -> GuardResult:
     """The result of a guard that could not run: an error entry, never a pass."""
-    return GuardResult(NAME, "post", (Violation("guard_error", "error", why),))
+    return GuardResult(NAME, "post", (Violation(GUARD_ERROR, "error", why),))
 
 
 def finite_findings(non_finite: Mapping[str, int]) -> list[Violation]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
@@ -23,6 +23,11 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 """What code raises on values that a schema let through; in a verifier that is the pack's fault, not a crash."""
 
 
+_KEPT = 24
+"""Parsed files kept at a time: what the reports of one scenario have in common."""
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Campaign:
     """What a campaign was planned to be, read from its pack."""
@@ -33,6 +38,7 @@ class Campaign:
     settings: Settings
     policy: Policy
     """The limits it was judged by, not necessarily the ones to judge by."""
+    _parsed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def digests(self) -> tuple[str, str]:
@@ -54,6 +60,22 @@ class Campaign:
             EvidenceError: when it is missing.
         """
         return _read(self.files, self.at(name))
+
+    def parsed(self, name: str, parse: Callable[[bytes, str], T]) -> T:
+        """A file that several reports need, parsed once as long as few others are asked for.
+
+        Args:
+            parse: takes bytes and place, always the same function for a name.
+
+        Raises:
+            EvidenceError: when the file is missing or malformed.
+        """
+        if name not in self._parsed:
+            while len(self._parsed) >= _KEPT:
+                del self._parsed[next(iter(self._parsed))]
+            self._parsed[name] = parse(self.read(name), self.at(name))
+        value: T = self._parsed[name]
+        return value
 
     def document(self, name: str, schema: str | None = None) -> Json:
         """A parsed JSON file, held against a schema of `pack.schemas` when one is named.

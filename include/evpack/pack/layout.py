@@ -49,6 +49,10 @@ RECORDS = "records.json"
 VERIFIED = "verify.json"
 REPORT_PAGE = "evaluation.html"
 BASELINE_REPORT = "baseline_report.json"
+BASELINE_RECORDS = "baseline_records.json"
+SPECTRAL = "spectral_records.json"
+ACTIVATIONS = "activation_records.json"
+BASELINE_ACTIVATIONS = "baseline_activation_records.json"
 
 SUMMARIES = tuple(
     f"results/{name}_summary.json" for name in ("category", "guard_signal", "guard_intervention", "scenario_signal")

@@ -12,8 +12,11 @@ from evpack.errors import EvidenceError
 from evpack.evaluation.noop import NOOP_FILE, noop_digest, noop_shift
 from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.files import digest_json, sha256_bytes
+from evpack.guards.spectral_records import SpectralRecords
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
+from evpack.pack.figures import matrix_problems
+from evpack.pack.papers import baseline_of, declaration_problems
 from evpack.plan.model import ModelPlan, StepType
 
 _TOLERANCE = 1e-12
@@ -52,6 +55,7 @@ def check_model(campaign: Campaign, model: ModelPlan, scenarios: Sequence[str]) 
                 for run in step.runs:
                     facts.errors += _calibration(campaign, model, run, facts)
             facts.errors += _noop(campaign, model.name, facts)
+            facts.errors += _matrices(campaign, model.name, facts)
             for scenario in scenarios:
                 facts.errors += _variant(campaign, model.name, scenario, facts, tensors)
         except EvidenceError as error:
@@ -84,6 +88,8 @@ def _profile(campaign: Campaign, model: ModelPlan, facts: ModelFacts) -> Mapping
     for field_, expected in {"model_id": model.id, "revision": model.source.revision}.items():
         if profile[field_] != expected:
             facts.errors.append(f"{campaign.at(name)}: {field_} is {profile[field_]!r}, the plan says {expected!r}")
+    if baseline_of(campaign, model.name).digest() != facts.baseline:
+        facts.errors.append(f"{campaign.at(name)}: checkpoint_digest does not follow from config and tensors")
     tensors: Mapping[str, Any] = profile["tensors"]
     return tensors
 
@@ -156,6 +162,15 @@ def _noop(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:
     facts.noop_shift = noop_shift(noop, WindowRecords.parse(campaign.read(name), name))
 
 
+def _matrices(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:
+    """The figures of the baseline's matrices are of all matrices that its profile lists."""
+    place = f"reports/{model}/calibration/{layout.SPECTRAL}"
+    if campaign.has(place):
+        records, baseline = campaign.parsed(place, SpectralRecords.parse), baseline_of(campaign, model)
+        problems = matrix_problems(records, baseline, campaign.policy, digest=str(facts.baseline))
+        yield from (f"{place}: {text}" for text in problems)
+
+
 def _variant(
     campaign: Campaign, model: str, scenario: str, facts: ModelFacts, tensors: Mapping[str, Any]
 ) -> Iterator[str]:
@@ -167,8 +182,10 @@ def _variant(
     for key, value in expected.items():
         if variant[key] != value:
             yield f"{place}: {key} is {variant[key]!r}, expected {value!r}"
-    if fault and variant["declaration"] is not None:
-        yield f"{place}: a fault declares nothing, this one declares what it changed"
+    declared = declaration_problems(
+        campaign.plan, baseline_of(campaign, model), model, scenario, variant["declaration"]
+    )
+    yield from (f"{place}: {text}" for text in declared)
     for tensor, change in variant["changed"].items():
         if change["before_sha256"] != entry(tensors.get(tensor), "sha256"):
             yield f"{place}: {tensor} was not {change['before_sha256']} in the baseline"

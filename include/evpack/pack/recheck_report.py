@@ -13,6 +13,7 @@ from evpack.evaluation.report import recompute
 from evpack.files import pretty_json, sha256_bytes
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
+from evpack.pack.recheck_guards import Case, guard_problems
 from evpack.pack.recheck_model import ModelFacts, window_problems
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
 from evpack.verdict.outcome import RunOutcome, judge
@@ -104,9 +105,13 @@ def _errors(
     subject = campaign.files[subject_name]
     differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy, facts.noop_shift)
     yield from differences
-    if not differences:
-        schedule = campaign.at(layout.model_state(key.model, "schedule.json"))
-        yield from window_problems(WindowRecords.parse(subject, subject_name), key.run, facts, schedule)
+    if differences:
+        return
+    losses = WindowRecords.parse(subject, subject_name)
+    schedule = campaign.at(layout.model_state(key.model, "schedule.json"))
+    yield from window_problems(losses, key.run, facts, schedule)
+    baseline_place = baseline_name.rpartition("/")[0] + "/"
+    yield from guard_problems(Case(campaign, key, report, place, losses, baseline_place, facts.baseline))
 
 
 def _identity(campaign: Campaign, key: ReportKey, report: Mapping[str, Any]) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _runtime(campaign: Campaign, place: str) -> Iterator[str]:
 def _baseline_name(key: ReportKey, place: str, report: Mapping[str, Any]) -> str:
     """Where the baseline's records stand: the calibration run of the same number, or rescored beside the report."""
     named = layout.in_pack(key.model, str(entry(report, "records", "baseline", "path")))
-    rescored = f"{place}baseline_records.json"
+    rescored = place + layout.BASELINE_RECORDS
     return rescored if named == rescored else f"reports/{key.model}/calibration/run_{key.run}/{layout.RECORDS}"
 
 

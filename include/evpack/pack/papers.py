@@ -1,0 +1,104 @@
+"""Baselines and subjects on paper, read from a pack: what they hold by profile and variant, without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
+from evpack.catalog.scenarios import Category
+from evpack.checkpoint.contents import Contents, TensorRecord
+from evpack.checkpoint.scope import select
+from evpack.errors import BadInput, CheckpointError, EvidenceError
+from evpack.files import Json
+from evpack.guards.chain import Declaration
+from evpack.pack import layout, schemas
+from evpack.pack.evidence import Campaign
+from evpack.plan.model import CampaignPlan, StepType
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A baseline with a variant laid over it."""
+
+    contents: Contents
+    digest: str
+    declaration: Mapping[str, Any] | None
+    """What the variant says that it means to change."""
+
+
+def baseline_of(campaign: Campaign, model: str) -> Contents:
+    """The baseline of a model.
+
+    Raises:
+        EvidenceError: when its profile is missing or malformed.
+    """
+    return campaign.parsed(layout.model_state(model, "model_profile.json"), _profile)
+
+
+def subject_of(campaign: Campaign, model: str, scenario: str) -> Subject:
+    """The subject of a scenario.
+
+    Raises:
+        EvidenceError: when profile or variant are missing or malformed.
+    """
+    baseline = baseline_of(campaign, model)
+
+    def parse(data: bytes, name: str) -> Subject:
+        variant = schemas.checked(data, name, "variant")
+        changed = {
+            tensor: TensorRecord(dtype=c["dtype"], shape=tuple(c["shape"]), sha256=c["after_sha256"])
+            for tensor, c in variant["changed"].items()
+        }
+        contents = baseline.overlaid(changed, variant["removed"], variant["config_overrides"])
+        return Subject(contents, contents.digest(), variant["declaration"])
+
+    return campaign.parsed(layout.model_state(model, f"variants/{scenario}.json"), parse)
+
+
+def excused(plan: CampaignPlan, baseline: Contents, model: str, scenario: str) -> Declaration:
+    """What guards must excuse in a scenario's subject, by the plan's edit.
+
+    Raises:
+        EvidenceError: when the edit cannot be one of this model.
+    """
+    clean = plan.scenario(scenario).category is Category.CLEAN
+    try:
+        return Declaration.of(planned_edit(plan, model, scenario), baseline, clean=clean)
+    except (BadInput, CheckpointError) as error:
+        raise EvidenceError(f"{model}: the plan's edit of {scenario} does not fit the model: {error.what}") from error
+
+
+def declaration_problems(
+    plan: CampaignPlan, baseline: Contents, model: str, scenario: str, declared: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """A variant declares the tensors in the scope of the plan's edit, and a fault nothing."""
+    edit = planned_edit(plan, model, scenario)
+    if edit is None:
+        if declared is not None:
+            yield "the plan has no edit here, yet the variant declares what it changed"
+        return
+    try:
+        meant = [place.name for place in select(baseline, parse_scope(edit.scope))]
+    except (BadInput, CheckpointError) as error:
+        yield f"the plan's edit does not fit the model: {error.what}"
+        return
+    if declared is None or (declared.get("tensors"), declared.get("edit_type")) != (meant, edit.edit_type):
+        yield f"its declaration is not that of the plan's edit ({edit.edit_type}, {len(meant)} tensors)"
+
+
+def planned_edit(plan: CampaignPlan, model: str, scenario: str) -> ResolvedEdit | None:
+    """The edit that the plan has for a scenario on a model, None for a fault."""
+    creates = plan.steps_of(StepType.CREATE, model=model)
+    return next((step.edit for step in creates if step.scenario == scenario), None)
+
+
+def _profile(data: bytes, name: str) -> Contents:
+    profile = schemas.checked(data, name, "profile")
+    config: dict[str, Json] = profile["config"]
+    records = {
+        tensor: TensorRecord(dtype=t["dtype"], shape=tuple(t["shape"]), sha256=t["sha256"])
+        for tensor, t in profile["tensors"].items()
+    }
+    return Contents(config, records)
