@@ -238,6 +238,11 @@ def _derived(
 
 
 def guard_block(name: str, guards: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
+    """The block of one guard as a report carries it.
+
+    Raises:
+        BrokenContract: when the guard is in the order and has no block, or one without a known status.
+    """
     if name not in order:
         return {"evaluated": False, "reason": "not in PACK_GUARDS_ORDER"}
     if name not in guards or guards[name].get("status") not in GUARD_STATUSES:
