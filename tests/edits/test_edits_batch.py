@@ -2,6 +2,7 @@ import errno
 import io
 from collections import Counter
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch  # noqa: TID253
@@ -120,7 +121,7 @@ def test_reading_ahead_keeps_order_and_raises_at_the_tensor(block, checkpoint_of
     assert seen == names[:2]
 
 
-def test_work_behind_runs_in_order_and_tells_its_error_at_the_next_call():
+def test_work_behind_runs_in_order_and_tells_its_error_at_the_latest_when_waited_for():
     behind, done = Behind(), []
     for number in range(20):
         behind.run(lambda number=number: done.append(number), 1)
@@ -130,11 +131,48 @@ def test_work_behind_runs_in_order_and_tells_its_error_at_the_next_call():
     def fail():
         raise DiskFull("full")
 
-    behind.run(fail, 1)
     with pytest.raises(DiskFull):
+        behind.run(fail, 1)
         behind.run(lambda: done.append(99), 1)
+        behind.wait()
+    assert 99 not in done, "nothing runs after an error"
+    behind.run(lambda: done.append(20), 1)
     behind.wait()
-    assert 99 not in done
+    assert done == list(range(21))
+
+
+def test_no_more_waits_than_may(monkeypatch):
+    monkeypatch.setattr("evpack.checkpoint.background.OVERLAP_BYTES", 10)
+    behind, gate, done = Behind(), Event(), []
+
+    def work(number):
+        gate.wait()
+        done.append(number)
+
+    for number in range(2):
+        behind.run(lambda number=number: work(number), 5)
+    assert done == [], "two of five bytes wait"
+    gate.set()
+    behind.run(lambda: work(2), 11)
+    assert done == [0, 1, 2], "what is too large is done at once, after what came before"
+
+
+def test_no_more_is_read_ahead_than_may_wait(monkeypatch, block, checkpoint_of):
+    monkeypatch.setattr("evpack.checkpoint.background.OVERLAP_BYTES", 400)
+    reads = []
+
+    class Watched(Checkpoint):
+        def read(self, name):
+            reads.append(name)
+            return super().read(name)
+
+    checkpoint = Watched(checkpoint_of(block).path)
+    names = checkpoint.names()
+    for position, (name, _) in enumerate(read_ahead(checkpoint, names)):
+        assert name == names[position]
+        ahead = reads[position + 1 :]
+        assert sum(checkpoint.info(other).nbytes for other in ahead) <= 400
+    assert reads == names
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from evpack.catalog.edit_spec import FP8_FORMATS, parse_edit_spec, resolve_edit
 from evpack.edits import kernel as kernel_module
 from evpack.edits import kernel_for
-from evpack.edits.fp8_quant import E4M3, E5M2, emulate_float8, float8_of, round_to_float8
+from evpack.edits.fp8_quant import E4M3, E5M2, float8_of, round_to_float8
 
 FLOAT8 = [E4M3, E5M2]
 SCALES = ["none", "tensor", "channel"]
@@ -31,27 +31,18 @@ def bits(tensor):
 
 @pytest.mark.parametrize("float8", FLOAT8, ids=lambda f: f.torch_name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_emulation_equals_torch_on_all_16_bit_inputs(float8, dtype):
+def test_rounding_equals_torch_on_all_16_bit_inputs(float8, dtype):
     inputs = torch.arange(1 << 16).to(torch.int16).view(dtype)
     native = inputs.to(getattr(torch, float8.torch_name)).float()
-    assert torch.equal(bits(emulate_float8(inputs.float(), float8)), bits(native))
     assert torch.equal(bits(round_to_float8(inputs.float(), float8)), bits(native))
 
 
 @pytest.mark.parametrize("float8", FLOAT8, ids=lambda f: f.torch_name)
-def test_the_emulation_equals_torch_on_random_patterns_of_32_bits(float8):
+def test_rounding_equals_torch_on_random_patterns_of_32_bits(float8):
     generator = torch.Generator().manual_seed(2)
     inputs = torch.randint(-(2**31), 2**31, (200_000,), generator=generator).to(torch.int32).view(torch.float32)
     native = inputs.to(getattr(torch, float8.torch_name)).float()
-    assert torch.equal(bits(emulate_float8(inputs, float8)), bits(native))
-
-
-@pytest.mark.parametrize("float8", FLOAT8, ids=lambda f: f.torch_name)
-def test_the_emulation_steps_in_where_torch_lacks_the_type(float8, monkeypatch):
-    weight = normal(8, 8, 0)
-    native = round_to_float8(weight, float8)
-    monkeypatch.delattr(torch, float8.torch_name)
-    assert torch.equal(round_to_float8(weight, float8), native)
+    assert torch.equal(bits(round_to_float8(inputs, float8)), bits(native))
 
 
 @pytest.mark.parametrize("float8", FLOAT8, ids=lambda f: f.torch_name)

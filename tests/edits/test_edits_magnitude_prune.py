@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
-from evpack.edits import kernel_for, magnitude_prune
+from evpack.edits import kernel as kernel_module
+from evpack.edits import kernel_for
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -41,7 +42,7 @@ def test_equals_a_stable_sort(dtype, rows, columns, seed, sparsity, levels):
 def test_blocks_smaller_than_the_matrix_give_the_same(monkeypatch, dtype):
     weight = (torch.randn(40, 25, generator=torch.Generator().manual_seed(5)) * 4).round().to(dtype)
     whole = kernel(0.37).apply(weight)
-    monkeypatch.setattr(magnitude_prune, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(kernel_module, "BLOCK_ELEMENTS", 64)
     assert torch.equal(kernel(0.37).apply(weight), whole)
 
 

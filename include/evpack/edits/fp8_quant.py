@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evpack.checkpoint.memory import empty_like
 from evpack.edits.kernel import SMALLEST_SCALE, Kernel, largest_magnitude, one_thread, row_blocks
 from evpack.errors import BadInput
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 _TINY = 1e-10
 """The reference's guard of the relative error's denominator."""
+
+_FP32_MANTISSA, _FP32_BIAS, _FP32_EXPONENT, _FP32_HALF = 23, 127, 0x7F80_0000, 1 << 22
+"""Layout of fp32: bits of the mantissa, bias of the exponent, mask of the exponent, highest bit of the mantissa."""
+
+_ABOVE_ALL = 64
+"""An exponent that no 8-bit type has: from there on it does not matter how a number is rounded."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,16 @@ class Fp8Quant(Kernel):
         """See `Kernel.apply`. Unscaled e5m2 gives infinities from 61,440 on, e4m3fn stops at 448."""
         import torch
 
-        result = torch.empty_like(weight)
+        result = empty_like(weight)
         largest = largest_magnitude(weight) if self.scale == "tensor" else None
         error = magnitude = 0.0
         for rows in row_blocks(weight):
             block = weight[rows].to(torch.float32, copy=True)
-            result[rows] = self._rounded(block, largest)
-            error += float((result[rows].float() - block).abs_().sum())
+            rounded = self._rounded(block, largest)
+            result[rows] = rounded
+            if self.scale != "none":  # without a scale, every type holds the numbers of an 8-bit type
+                rounded = result[rows].float()
+            error += float((rounded - block).abs_().sum())
             magnitude += float(block.abs_().sum())
         count = max(1, weight.numel())
         self._relative_errors.append((error / count) / (magnitude / count + _TINY))
@@ -100,7 +110,11 @@ class Fp8Quant(Kernel):
 
 
 def round_to_float8(values: torch.Tensor, float8: Float8) -> torch.Tensor:
-    """Round to the nearest number of an 8-bit type, ties to even: by torch's own type where it has one.
+    """Round to the nearest number of an 8-bit type, ties to even: equal to torch's cast on every input.
+
+    By arithmetic, in the same way on every device: torch's own cast is not vectorised on the CPU. Adding to a number of
+    binary exponent e the number 1.5 * 2^(e + d), of which fp32 holds no bit below 2^(e - mantissa bits), rounds it;
+    subtracting that again is exact. Below the smallest normal exponent numbers lie as far apart as there.
 
     Args:
         values: fp32, any shape.
@@ -110,39 +124,14 @@ def round_to_float8(values: torch.Tensor, float8: Float8) -> torch.Tensor:
     """
     import torch
 
-    dtype = getattr(torch, float8.torch_name, None)
-    return emulate_float8(values, float8) if dtype is None else _decoded(values.to(dtype), float8)
-
-
-def _decoded(codes: torch.Tensor, float8: Float8) -> torch.Tensor:
-    """8-bit floats as fp32. Through fp16, which has the same layout with more bits: torch's own cast is not vectorised.
-
-    e5m2 is the upper half of an fp16. e4m3fn has one exponent bit less and another bias, hence the shift by 7 (the
-    sign, which comes out twice, is cleared in the exponent) and the factor of 2^8; its NaN has no place there.
-    """
-    import torch
-
-    bits = codes.view(torch.int8).to(torch.int16)
-    if float8 is E5M2:
-        return (bits << 8).view(torch.float16).float()
-    if bool(((bits & 0x7F) == 0x7F).any()):
-        return codes.float()
-    return ((bits << 7) & ~0x4000).view(torch.float16).float().mul_(256.0)
-
-
-def emulate_float8(values: torch.Tensor, float8: Float8) -> torch.Tensor:
-    """`round_to_float8` by arithmetic alone, equal to torch's cast on every input.
-
-    Numbers of one binary exponent e lie 2^(e - mantissa bits) apart, below the smallest normal exponent as far apart
-    as there. Dividing and multiplying by that power of two is exact in fp32, so `round` does all the rounding.
-    """
-    import torch
-
-    _, exponent = torch.frexp(values)  # |values| in [2^(exponent - 1), 2^exponent)
-    spacing = torch.ldexp(
-        torch.ones_like(values), (exponent - 1).clamp(min=float8.smallest_exponent) - float8.mantissa_bits
-    )
-    rounded = (values / spacing).round_().mul_(spacing)
-    overflow = float8.largest if float8.saturates else math.inf
-    large = rounded.abs() > float8.largest  # false for NaN, which stays
-    return torch.where(large, torch.copysign(torch.full_like(values, overflow), values), rounded)
+    lift = _FP32_MANTISSA - float8.mantissa_bits
+    smallest, largest = (e + _FP32_BIAS << _FP32_MANTISSA for e in (float8.smallest_exponent, _ABOVE_ALL))
+    bits = (values.view(torch.int32) & _FP32_EXPONENT).clamp_(smallest, largest)
+    shift = bits.add_((lift << _FP32_MANTISSA) + _FP32_HALF).view(torch.float32)
+    rounded = (values + shift).sub_(shift)
+    if float8.saturates:
+        rounded.clamp_(-float8.largest, float8.largest)
+    else:
+        beyond = 2.0 ** (_FP32_BIAS - math.floor(math.log2(float8.largest)))
+        rounded.mul_(beyond).mul_(1 / beyond)  # what is larger becomes infinite, all else stays
+    return torch.copysign(rounded, values, out=rounded)  # zeros keep their sign

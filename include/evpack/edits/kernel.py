@@ -17,6 +17,9 @@ BLOCK_ELEMENTS = 1 << 16
 """Elements that a kernel works on at a time, so that its fp32 temporaries stay in the processor's cache: 256 KiB each.
 Four times as fast as blocks that do not fit."""
 
+DEVICE_BLOCK_ELEMENTS = 1 << 24
+"""The same on an accelerator, which has no use for small blocks: 64 MiB each."""
+
 SMALLEST_SCALE = 1e-10
 """Floor of a quantisation scale, so that a group of zeros divides by something."""
 
@@ -78,10 +81,21 @@ def one_thread() -> Iterator[None]:
 
 
 def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
-    """Consecutive rows of a matrix, about `BLOCK_ELEMENTS` entries at a time."""
-    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    """Consecutive rows of a matrix, about as many entries at a time as `blocks` gives."""
+    rows = max(1, _block_elements(weight) // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], rows):
         yield slice(start, start + rows)
+
+
+def blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Consecutive entries of a vector, as many at a time as are best worked on."""
+    count = _block_elements(flat)
+    for start in range(0, flat.numel(), count):
+        yield flat[start : start + count]
+
+
+def _block_elements(weight: torch.Tensor) -> int:
+    return BLOCK_ELEMENTS if weight.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import BLOCK_ELEMENTS, Kernel, one_thread
+from evpack.checkpoint.memory import empty_like
+from evpack.edits.kernel import Kernel, blocks, one_thread
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
     from evpack.catalog.edit_spec import ResolvedEdit
@@ -29,14 +28,12 @@ class MagnitudePrune(Kernel):
     @one_thread()
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """See `Kernel.apply`."""
-        result = weight.clone().contiguous()
-        flat = result.view(-1)
+        flat = weight.contiguous().view(-1)
         count = int(flat.numel() * self.sparsity)
-        if count > 0:
-            _zero_smallest(flat, count)
-        self._zeros += sum(int((_keys(block) == 0).sum()) for block in _blocks(flat))
+        result, zeros = _without_smallest(flat, count) if count > 0 else (flat.clone(), _count(_keys(flat), 0))
+        self._zeros += zeros
         self._elements += flat.numel()
-        return result
+        return result.view(weight.shape)
 
     def declaration(self) -> dict[str, Any]:
         """See `Kernel.declaration`."""
@@ -55,23 +52,30 @@ class MagnitudePrune(Kernel):
         }
 
 
-def _zero_smallest(flat: torch.Tensor, count: int) -> None:
-    """Zero the `count` smallest magnitudes in place; non-negative floats order as their bit patterns do."""
+def _without_smallest(flat: torch.Tensor, count: int) -> tuple[torch.Tensor, int]:
+    """The entries with the `count` smallest magnitudes zeroed, and how many zeros that makes, old ones included."""
+    import torch
+
     threshold, ties = _threshold(flat, count)
-    for block in _blocks(flat):
+    result = empty_like(flat)
+    for block, out in zip(blocks(flat), blocks(result), strict=True):
         keys = _keys(block)
-        block.view(keys.dtype).mul_(keys >= threshold)
-        if ties > 0:
-            first = (keys == threshold).nonzero().view(-1)[:ties]
-            block[first] = 0
-            ties -= first.numel()
+        tied = _count(keys, threshold) if ties > 0 else 0
+        all_tied_go = 0 < tied <= ties
+        keep = torch.sub(threshold + all_tied_go - 1, keys)  # negative for those that stay
+        keep.bitwise_right_shift_(torch.iinfo(keep.dtype).bits - 1)  # all bits set or none
+        torch.bitwise_and(_bits(block), keep, out=_bits(out))
+        if tied > ties:
+            out[(keys == threshold).nonzero().view(-1)[:ties]] = 0
+        ties -= min(tied, ties)
+    return result, count if threshold > 0 else _count(_keys(flat), 0)
 
 
 def _threshold(flat: torch.Tensor, count: int) -> tuple[int, int]:
     """Pattern of the `count`-th smallest magnitude, and how many entries of that pattern are among the smallest."""
     import numpy as np
 
-    keys = _keys(flat)
+    keys = _keys(flat, out=empty_like(flat))
     if keys.device.type != "cpu":
         threshold = keys.kthvalue(count).values
         return int(threshold), count - int((keys < threshold).sum())
@@ -81,15 +85,29 @@ def _threshold(flat: torch.Tensor, count: int) -> tuple[int, int]:
     return int(limit), int(np.count_nonzero(ordered[:count] == limit))
 
 
-def _keys(block: torch.Tensor) -> torch.Tensor:
-    """Bit patterns of the magnitudes, as integers that order as they do."""
+def _count(keys: torch.Tensor, value: int) -> int:
+    """How many entries are equal to the value."""
+    import numpy as np
+
+    if keys.device.type != "cpu":
+        return int((keys == value).sum())
+    return int(np.count_nonzero(keys.numpy() == value))  # vectorised; torch compares integers one by one
+
+
+def _keys(values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Bit patterns of the magnitudes, as integers that order as they do.
+
+    Args:
+        out: of the same type and shape; its memory is used.
+    """
     import torch
 
-    if block.element_size() == 4:
-        return block.view(torch.int32) & 0x7FFF_FFFF
-    return block.view(torch.int16) & 0x7FFF
+    bits = _bits(values)
+    return torch.bitwise_and(bits, torch.iinfo(bits.dtype).max, out=None if out is None else _bits(out))
 
 
-def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
-    for start in range(0, flat.numel(), BLOCK_ELEMENTS):
-        yield flat[start : start + BLOCK_ELEMENTS]
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers."""
+    import torch
+
+    return values.view(torch.int32 if values.element_size() == 4 else torch.int16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from evpack.checkpoint.memory import empty_like
 from evpack.edits.kernel import SMALLEST_SCALE, Kernel, one_thread, row_blocks
 from evpack.errors import BadInput
 
@@ -31,23 +32,30 @@ class QuantRtn(Kernel):
         """See `Kernel.apply`."""
         import torch
 
-        result = torch.empty_like(weight)
+        result = empty_like(weight)
+        columns = weight.shape[1]
+        group = self.group_size if 0 < self.group_size < columns else max(1, columns)
+        whole = columns - columns % group
         for rows in row_blocks(weight):
-            result[rows] = self._rounded(weight[rows].float())
+            block = weight[rows].to(torch.float32, copy=True)
+            self._round(block[:, :whole].view(len(block), whole // group, group))
+            if whole < columns:
+                self._round(block[:, whole:].unsqueeze(1))
+            result[rows] = block
         return result
 
-    def _rounded(self, block: torch.Tensor) -> torch.Tensor:
-        """The same of some rows in fp32."""
-        from torch.nn.functional import pad
+    def _round(self, groups: torch.Tensor) -> None:
+        """The same of some rows, in place.
 
-        rows, columns = block.shape
-        group = self.group_size if 0 < self.group_size < columns else max(1, columns)
-        lowest = -(2 ** (self.bits - 1))
-        highest = max(2 ** (self.bits - 1) - 1, 1)
-        groups = pad(block, (0, -columns % group)).reshape(rows, -1, group)
-        scale = (groups.abs().amax(dim=2, keepdim=True) / highest).clamp_min(SMALLEST_SCALE)
-        rounded: torch.Tensor = (groups / scale).round_().clamp_(lowest, highest).mul_(scale)
-        return rounded.reshape(rows, -1)[:, :columns]
+        Args:
+            groups: fp32 [rows, groups, entries of a group].
+        """
+        import torch
+
+        lowest, highest = -(2 ** (self.bits - 1)), max(2 ** (self.bits - 1) - 1, 1)
+        scale = torch.maximum(groups.amax(dim=2, keepdim=True), groups.amin(dim=2, keepdim=True).neg_())
+        scale = scale.div_(highest).clamp_min_(SMALLEST_SCALE)
+        groups.div_(scale).round_().clamp_(lowest, highest).mul_(scale)
 
     def declaration(self) -> dict[str, Any]:
         """See `Kernel.declaration`."""
