@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 from airflow.task.priority_strategy import PriorityWeightStrategy
 
+from evpack.airflow import listeners as scheduler_side
 from evpack.airflow.weights import task_weight
 
 if TYPE_CHECKING:
@@ -26,3 +27,4 @@ class EvpackPlugin(AirflowPlugin):
 
     name = "evpack"
     priority_weight_strategies: ClassVar[list[type]] = [SmallFirst]
+    listeners: ClassVar[list[Any]] = [scheduler_side]

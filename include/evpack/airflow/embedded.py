@@ -28,6 +28,7 @@ from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.config import HOST, USER, Deployment
 from evpack.errors import BadInput, Transient
 from evpack.files import write_atomic
+from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.pools import pool_slots
 from evpack.runtime.process import die_with_parent
 
@@ -116,6 +117,7 @@ def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[Runn
     """With the lock held: first stop what an earlier life left, at the end what this one started."""
     try:
         stop_leftovers(deployment, say)
+        reap_abandoned(deployment.home, say)
         with _signals_raise():
             airflow = RunningAirflow(_endpoint(deployment, _free_port()), deployment)
             try:
@@ -124,6 +126,7 @@ def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[Runn
                 stop_leftovers(deployment)
                 for process in airflow.ours.values():
                     process.wait()
+                reap_abandoned(deployment.home, say)
     finally:
         lock.release()
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task_group
@@ -22,9 +21,9 @@ from evpack.airflow.operators import (
     StepOperator,
 )
 from evpack.airflow.params import campaign_params
-from evpack.errors import BadInput
 from evpack.plan.lanes import LANES, Lane
 from evpack.plan.model import StepType
+from evpack.runtime.choice import DOCKER, chosen_runtime
 from evpack.runtime.pools import CPU_POOL
 
 NIGHTLY_CRON = "0 2 * * *"
@@ -32,9 +31,6 @@ NIGHTLY_CRON = "0 2 * * *"
 
 WEIGHT_RULE = "evpack_plugin.SmallFirst"
 """By name: an instance does not survive the serialisation of a mapped task."""
-
-RUNTIME_ENV = "EVPACK_RUNTIME"
-"""How this deployment runs steps: ``process`` (when not set) or ``docker``; read when the DAG file is parsed."""
 
 _ALWAYS = "all_done"
 """A step whose needs are missing runs, says so and fails as blocked; it is never skipped."""
@@ -142,11 +138,8 @@ def _step_operator() -> type[Any]:
     Raises:
         BadInput: when EVPACK_RUNTIME names no runtime.
     """
-    runtime = os.environ.get(RUNTIME_ENV, "").strip() or "process"
-    if runtime == "docker":
+    if chosen_runtime() == DOCKER:
         from evpack.airflow.docker_operator import ContainerStepOperator
 
         return ContainerStepOperator
-    if runtime == "process":
-        return StepOperator
-    raise BadInput(f"{RUNTIME_ENV}={runtime!r} is no runtime", "choose process or docker")
+    return StepOperator

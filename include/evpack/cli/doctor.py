@@ -46,7 +46,7 @@ def examine(home: Home) -> Iterator[Finding]:
     """Everything that is looked at, from the home to the running Airflow."""
     from evpack.airflow.config import Deployment
 
-    for look in (_home, _devices, _pools):
+    for look in (_home, _devices, _pools, _containers):
         try:
             yield from look(home)
         except EvpackError as error:
@@ -92,6 +92,24 @@ def _pools(home: Home) -> Iterator[Finding]:
         yield Finding(f"the pools fit this host: {_listed(made)}")
     else:
         yield Finding(f"the pools were made for another host or setting: {_listed(made)}; now {_listed(now)}", SETUP)
+
+
+def _containers(home: Home) -> Iterator[Finding]:
+    """Where steps run in containers: what nobody looks after is removed, then a token goes through one."""
+    from evpack.runtime.choice import DOCKER, chosen_runtime
+
+    if chosen_runtime() != DOCKER:
+        return
+    import os
+
+    from evpack.runtime.docker_engine import connect, reap
+    from evpack.runtime.docker_probe import probe
+    from evpack.runtime.docker_spec import ContainerLimits
+
+    client = connect()
+    for line in reap(client, home):
+        yield Finding(f"removed {line}: nobody looked after it")
+    yield Finding(probe(client, ContainerLimits.of(os.environ), home))
 
 
 def _configuration(deployment: Deployment) -> Iterator[Finding]:
