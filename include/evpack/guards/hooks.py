@@ -109,8 +109,8 @@ class Listener:
                 target=target,
                 m=rows,
                 n=columns,
-                edge_risk=tuple(finite_or_none(risk) for risk, _ in figures),
-                mean_square=tuple(finite_or_none(square) for _, square in figures),
+                edge_risk=tuple(_recorded(risk) for risk, _ in figures),
+                mean_square=tuple(_recorded(square) for _, square in figures),
             )
         return modules
 
@@ -169,6 +169,11 @@ def _kind(name: str, module: Any) -> Kind | None:
         return "experts"
     words = any(word in name.lower() for word in _WORDS)
     return "linear" if label in ("Linear", "Conv1D") and words else None
+
+
+def _recorded(value: float) -> float | None:
+    """A figure as records hold it: nine digits are far below what its change is judged by, and halve the files."""
+    return finite_or_none(float(f"{value:.9g}"))
 
 
 def _target(name: str, kind: Kind) -> Literal["ffn", "attn"] | None:

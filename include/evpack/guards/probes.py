@@ -1,11 +1,12 @@
 """Probe sidecars: a guard's question asked once more, on every window of a run, for the fault made to raise it.
 
-A probe that could not run says so with status ``error`` and is never triggered.
+A probe that could not run says so with status ``error`` and is never triggered. The figures that probes follow from
+stand beside them, `SUBJECT_FILE` and `BASELINE_FILE`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from evpack.catalog.policy import Policy
@@ -14,6 +15,8 @@ from evpack.catalog.supported import PROBES, RMT_PROBE, VE_PROBE
 from evpack.guards import rmt, variance
 from evpack.guards.hooks_records import ActivationRecords
 
+SUBJECT_FILE, BASELINE_FILE = "probe_activation_records.json", "baseline_probe_activation_records.json"
+"""Activations on every window of the run, of the modules that the probes read."""
 _SCHEMAS = {RMT_PROBE: "rmt_probe_v1", VE_PROBE: "ve_probe_v1"}
 
 
@@ -56,6 +59,13 @@ def probe(
         "triggered": bool(proposal.scales) and improves,
         "status": "ok",
     }
+
+
+def read_by(files: Collection[str], records: ActivationRecords) -> ActivationRecords:
+    """The records with the modules that these probes read: all of them, or the ways out of residual branches."""
+    if RMT_PROBE in files:
+        return records
+    return records.model_copy(update={"modules": {name: m for name, m in records.modules.items() if m.target}})
 
 
 def failed(file: str, about: Mapping[str, Any], why: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from evpack.checkpoint.contents import Contents
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import GUARD_FLAGS, differences, guard_block
 from evpack.files import sha256_bytes
-from evpack.guards import chain, invariants_assess, rmt, spectral, variance
+from evpack.guards import chain, invariants_assess, probes, rmt, spectral, variance
 from evpack.guards.base import GUARD_ERROR
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
@@ -128,6 +128,36 @@ def guard_problems(case: Case) -> Iterator[str]:
             yield f"{case.activations_name}: not of the model's baseline"
     if invariants_assess.NAME in order:
         yield from _loading(case)
+    for file in probes.wanted(case.campaign.plan.scenario(case.key.scenario)):
+        if case.place + file in case.campaign.files:
+            yield from _probe_problems(case, file)
+
+
+def _probe_problems(case: Case, file: str) -> Iterator[str]:
+    """A probe is made again like a guard; one that could not run is never triggered, so it is believed."""
+    given = case.campaign.document(case.place + file)
+    about = {
+        "model_id": case.campaign.plan.model(case.key.model).id,
+        "error_type": case.key.scenario,
+        "run": case.key.run,
+        "seed": case.losses.seed,
+        "subject": case.subject.digest,
+        "baseline": case.baseline_digest,
+    }
+    if given == probes.failed(file, about, str(given.get("error"))):
+        return
+    names = [case.place + name for name in (probes.SUBJECT_FILE, probes.BASELINE_FILE)]
+    subject, baseline = (ActivationRecords.parse(case.campaign.read(name), name) for name in names)
+    every = tuple(window.id for window in case.losses.windows)
+    for records, side, digest in (
+        (subject, "subject", case.subject.digest),
+        (baseline, "baseline", case.baseline_digest),
+    ):
+        theirs = (records.side, records.checkpoint_digest, records.run, records.windows_digest, records.windows)
+        if theirs != (side, digest, case.key.run, case.losses.windows_digest, every):
+            yield f"{file}: the {side}'s figures are not of every window of this run"
+    remade = probes.probe(file, about, case.campaign.policy, subject, baseline, _trial(case, given))
+    yield from differences(remade, given, file)
 
 
 def _invariants(case: Case) -> Block:
@@ -152,15 +182,22 @@ def _rmt(case: Case) -> Block:
 
 
 def _variance(case: Case) -> Block:
+    try_scales = _trial(case, case.report[variance.NAME])
+    return chain.variance_block(case.activations, _heard(case), case.campaign.policy, try_scales) | _listened(case)
+
+
+def _trial(case: Case, block: Mapping[str, Any]) -> Callable[[Mapping[str, float]], variance.Trial | None]:
+    """The losses with scales applied, as a block states them."""
+
     def try_scales(_: Mapping[str, float]) -> variance.Trial | None:
-        scaled = entry(case.report, variance.NAME, "ab_test", "nll_sums_with_ve")
+        scaled = entry(block, "ab_test", "nll_sums_with_ve")
         windows = case.losses.windows
         if not isinstance(scaled, list) or len(scaled) != len(windows):
             return None
         without = [math.nan if window.nll_sum is None else window.nll_sum for window in windows]
         return variance.Trial.of(without, scaled, [window.predicted_tokens for window in windows])
 
-    return chain.variance_block(case.activations, _heard(case), case.campaign.policy, try_scales) | _listened(case)
+    return try_scales
 
 
 def _heard(case: Case) -> ActivationRecords:

@@ -14,7 +14,7 @@ from evpack.files import canonical_json
 from evpack.guards import probes, variance
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.steps.base import log
-from evpack.steps.guarding import heard, listener_for
+from evpack.steps.guarding import encoded, heard, listener_for
 from evpack.steps.subject import Bench
 
 
@@ -55,10 +55,12 @@ class Probing:
         try_scales: Callable[[Mapping[str, float]], variance.Trial | None],
     ) -> dict[str, bytes]:
         """The files beside the report of a run; a probe that cannot run says so and is not triggered."""
-        found = {}
+        found: dict[str, bytes] = {}
         for file in self.files:
             try:
-                document = probes.probe(file, about, policy, hear(), self.baselines[run.run], try_scales)
+                now, before = (probes.read_by(self.files, side) for side in (hear(), self.baselines[run.run]))
+                document = probes.probe(file, about, policy, now, before, try_scales)
+                found |= {probes.SUBJECT_FILE: encoded(now), probes.BASELINE_FILE: encoded(before)}
             except (OSError, MemoryError, OutOfMemory):
                 raise
             except Exception as error:
