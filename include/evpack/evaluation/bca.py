@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-BCA_SEED_OFFSET = 503
-"""Added to a run's seed, so that no other random stream of the run repeats these draws (reference's offset)."""
+from evpack.evaluation.bca_check import BCA_SEED_OFFSET
 
 
 def bca_interval(

@@ -107,7 +107,7 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
     times = [stated_at, *(one.made_at for one in usable)]
     return Recheck(
         errors=tuple(errors),
-        warnings=(*_unusable(judged), *unusual(campaign.plan)),
+        warnings=(*_unusable(judged), *(text for one in judged for text in one.doubts), *unusual(campaign.plan)),
         verdict=verdict.word,
         campaign=campaign,
         reports=len(usable),

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from evpack.errors import EvidenceError
+from evpack.evaluation.assess import paired_differences
+from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import recompute
 from evpack.files import pretty_json, sha256_bytes
@@ -30,6 +32,8 @@ class Judged:
     """Why a report that is there cannot be used."""
     errors: tuple[str, ...] = ()
     """Everything in it that does not follow."""
+    doubts: tuple[str, ...] = ()
+    """What is odd in it and decides nothing."""
     made_at: datetime | None = None
     """When it says it was made; None when it does not say so in ISO 8601 with a time zone."""
     verified: bytes | None = None
@@ -56,8 +60,9 @@ def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: st
     if found.report is None:
         return Judged(key, outcome, True, problem=found.problem, verified=_verified(found, ()))
     errors = tuple(_all_errors(campaign, facts, key, found.report, pack_name(path).removesuffix(layout.REPORT)))
+    doubts = () if errors else tuple(_doubts(campaign, key, path, found.report))
     made_at = iso_time(entry(found.report, "artifacts", "generated_at"))
-    return Judged(key, outcome, True, errors=errors, made_at=made_at, verified=_verified(found, errors))
+    return Judged(key, outcome, True, errors=errors, doubts=doubts, made_at=made_at, verified=_verified(found, errors))
 
 
 def pack_name(path: str) -> str:
@@ -112,6 +117,15 @@ def _errors(
     yield from window_problems(losses, key.run, facts, schedule)
     baseline_place = baseline_name.rpartition("/")[0] + "/"
     yield from guard_problems(Case(campaign, key, report, place, losses, baseline_place, facts.baseline))
+
+
+def _doubts(campaign: Campaign, key: ReportKey, path: str, report: Mapping[str, Any]) -> Iterator[str]:
+    """The bootstrap interval of a report without errors; it depends on a generator's draws and gates nothing."""
+    place = pack_name(path).removesuffix(layout.REPORT)
+    names = place + layout.RECORDS, _baseline_name(key, place, report)
+    subject, baseline = (WindowRecords.parse(campaign.files[name], name) for name in names)
+    if doubt := bca_doubt(entry(report, "primary_metric", "bca"), *paired_differences(subject, baseline), subject.seed):
+        yield f"{place}{layout.REPORT}: {doubt}"
 
 
 def _identity(campaign: Campaign, key: ReportKey, report: Mapping[str, Any]) -> Iterator[str]:
