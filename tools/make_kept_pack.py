@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "tests" / "packs" / "v1"
-SCENARIOS = "quant_clean,prune_50pct_stress,nan_injection,scale_explosion"
+SCENARIOS = "quant_clean,prune_50pct_stress,nan_injection,scale_explosion,rmt_norm_noise"
 RUNS = {"CLEAN_EDIT_RUNS": "2", "STRESS_EDIT_RUNS": "1", "DRIFT_CALIBRATION_RUNS": "2"}
 COMMAND = "import sys; from evpack.cli.main import main; sys.exit(main())"
 

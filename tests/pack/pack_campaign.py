@@ -14,6 +14,8 @@ from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.catalog.scenarios import Category, Manifest, Scenario
 from evpack.data.windows import WindowDemand, WindowSet, make_windows, window_digest
+from evpack.evaluation.assess import paired_differences
+from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.records import ARMS, Compute, WindowLoss, WindowRecords
 from evpack.evaluation.report import RecordFile, ReportMeta, build_report
 from evpack.files import pretty_json, sha256_bytes, sha256_file, write_json
@@ -139,6 +141,7 @@ class Campaign:
             provenance={},
             edit={"name": scenario.id},
             generated_at=NOW,
+            bca=bca_interval(*paired_differences(losses, theirs), seed=losses.seed, replicates=2000),
         )
         place = self.model.report(scenario.id, scenario.category.value, run)
         data = pretty_json(report)
