@@ -129,3 +129,27 @@ def test_a_build_carries_its_provenance_and_the_checkout_stays_as_it_is(tmp_path
     subprocess.run(command, cwd=root, env=environ, check=True, capture_output=True)
     assert json.loads((tmp_path / "lib" / "evpack" / "pack" / "source_repo.json").read_text()) == COMPLETE
     assert not provenance.BAKED.exists()
+
+
+def test_an_installed_build_plans_by_what_it_carries_and_refuses_to_plan_without(tmp_path: Path) -> None:
+    root, lib = Path(__file__).parents[2], tmp_path / "lib"
+    known = tmp_path / "source_repo.json"
+    known.write_text(json.dumps(COMPLETE))
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(lib)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("EVPACK_", "PACK_"))}
+    subprocess.run(build, cwd=root, env=environ | {"EVPACK_SOURCE_REPO": str(known)}, check=True, capture_output=True)
+    environ |= {"PYTHONPATH": str(lib), "EVPACK_HOME": str(tmp_path / "home")}
+
+    def plan(run: Path) -> subprocess.CompletedProcess[str]:
+        command = "import sys; from evpack.cli.main import main; sys.exit(main())"
+        words = [sys.executable, "-c", command, "plan", "--suite", "fixture", "--out", str(run)]
+        return subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+    done = plan(tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "one" / "state" / "source_repo.json").read_text()) == COMPLETE
+    (lib / "evpack" / "pack" / "source_repo.json").unlink()
+    done = plan(tmp_path / "two")
+    assert done.returncode == 2
+    assert "install a build that carries one" in done.stderr
+    assert not (tmp_path / "two").exists()
