@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS = 1
 AREA ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help study-scheduling venv demo demo-quick test lint format up fuzz bench docs fixture clean
+.PHONY: help study study-scheduling test-scheduling chaos venv demo demo-quick test lint format up fuzz bench docs fixture clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -58,8 +58,18 @@ fuzz: $(READY) ## Attack packs with 2,000 mutations and the parsers for ten minu
 bench: $(READY) ## Measure the promised figures: make bench AREA=campaign
 	@$(BIN)/python -m benchmarks $(AREA)
 
+test-scheduling: $(READY) ## The full suite's shapes and 1,100 cells on a real scheduler (half an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/scheduling/test_scheduling_real.py
+
+chaos: $(READY) ## Kill, starve and fill campaigns on a real scheduler until twenty disturbances are survived
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/scheduling/test_scheduling_chaos.py
+
 study-scheduling: $(READY) ## Simulate the full suite on 1, 2, 4 and 8 devices; studies/results/scheduling.json
 	@$(BIN)/python -m studies.scheduling
+
+study: $(READY) ## Prove intervals and guards on three models (an hour or more; what is measured stays measured)
+	@$(BIN)/evpack assets demo
+	@$(BIN)/python -m studies
 
 docs: $(READY) ## Regenerate docs/tuning.md and docs/benchmarks.md
 	@$(BIN)/evpack settings docs > docs/tuning.md

@@ -27,6 +27,9 @@ from studies.scheduling.simulator import Simulation, Span, host_pools
 from studies.scheduling.tasks import CPU, GPU, airflow_tasks
 
 RESULTS = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[2] / "docs" / "scheduling.md"
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+"""Where the page has the table of figures."""
 DEVICE_GB = 80.0
 DEVICE_COUNTS = (1, 2, 4, 8)
 OVERHEAD_S = 1.5
@@ -150,9 +153,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run the study, write studies/results/scheduling.json, print the table."""
+    """Run the study, write studies/results/scheduling.json and the table in docs/scheduling.md, print the table."""
     result = study(Host())
     write_json(RESULTS / "scheduling.json", result)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    write_atomic(PAGE, f"{before}{BEGIN}\n{table(result)}\n{END}{rest.partition(END)[2]}".encode())
     print(table(result))
     return 0
 

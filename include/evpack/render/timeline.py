@@ -54,7 +54,8 @@ def timeline(bars: Sequence[Bar], devices: Sequence[str] = ()) -> str:
     names = list(dict.fromkeys([*devices, *(device for bar in bars for device in sorted(bar.devices))]))
     slots = _slots([bar for bar in bars if not bar.devices])
     models = list(dict.fromkeys(bar.model for bar in bars if bar.model))
-    shown = min(max(slots.values(), default=-1) + 1, _MOST_CPU_ROWS)
+    at_once = max(slots.values(), default=-1) + 1
+    shown = min(at_once, _MOST_CPU_ROWS)
     cpu_top = _TOP + len(names) * _DEVICE_ROW + (_GAP if names else 0)
     bottom = cpu_top + shown * _CPU_ROW
 
@@ -64,7 +65,8 @@ def timeline(bars: Sequence[Bar], devices: Sequence[str] = ()) -> str:
     parts = _axis(length, bottom, begin, x)
     parts += [_row(_TOP + index * _DEVICE_ROW, _DEVICE_ROW, name) for index, name in enumerate(names)]
     if shown:
-        parts.append(_row(cpu_top, shown * _CPU_ROW, f"processor, {shown} at once"))
+        parts.append(_row(cpu_top, shown * _CPU_ROW, "processor"))
+        parts.append(f'<text class="soft" x="{_LEFT - 8}" y="{bottom + 12}" text-anchor="end">{at_once} at once</text>')
     for bar in bars:
         left, width = x(bar.start), max(x(bar.end) - x(bar.start), _NARROWEST)
         number = models.index(bar.model) if bar.model else None

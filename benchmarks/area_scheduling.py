@@ -1,0 +1,95 @@
+"""Area scheduling: what Airflow adds to a step, how long planning takes, how near schedules come to the best."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row
+from evpack.catalog.suites import settings_for
+from evpack.files import utc_now, write_json
+from evpack.home import Home
+from evpack.plan.campaign import build_plan
+from evpack.plan.memory import Devices
+from studies.scheduling.__main__ import DEVICE_COUNTS, plan_case, play
+from studies.scheduling.durations import Host
+from studies.scheduling.shapes import full_models, pretend_hub
+from studies.scheduling.stage import FIXTURE, SMALL_TEXT, stage
+
+AT_ONCE = 2
+TASK_MODELS = 2
+PLANNED_MODELS = 64
+TUNED = {
+    "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
+    "fp8_quant": {"status": "selected", "scope": "ffn", "format": "e5m2"},
+    "magnitude_prune": {"status": "selected", "scope": "ffn", "sparsity": 0.12},
+    "lowrank_svd": {"status": "selected", "scope": "ffn", "rank": 2},
+}
+
+
+def measure() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="evpack-bench-") as folder:
+        root = Path(folder)
+        sources = [shutil.copytree(FIXTURE / "model", root / "models" / f"m{n:02d}") for n in range(PLANNED_MODELS)]
+        tuned = root / "tuned.json"
+        write_json(tuned, {"_meta": {"schema": "tuned_edit_params_v1"}, "models": {}, "defaults": TUNED})
+        params = {**SMALL_TEXT, "tuned_edit_params_file": str(tuned)}
+        return [
+            *_overhead_rows(root, {**params, "models": [str(source) for source in sources[:TASK_MODELS]]}),
+            _planning_row(root, {**params, "models": [str(source) for source in sources]}),
+            *_makespan_rows(root),
+        ]
+
+
+def _overhead_rows(root: Path, params: dict[str, Any]) -> list[Row]:
+    """Wall seconds per task whose step does nothing, two at a time on a real scheduler."""
+    rows = []
+    for inline, name in ((True, "Airflow task around a step"), (False, "the same with the step's own process")):
+        place = root / f"inline_{inline}"
+        place.mkdir()
+        with stage(place, [], devices=0, cpu_slots=AT_ONCE, scale=0, inline=inline) as at:
+            at.start("bench", **params)
+            at.wait("bench")
+            tasks = [task for task in at.steps("bench") if task["queued_when"]]
+        bad = [task["task_id"] for task in tasks if task["state"] != "success"]
+        assert not bad, f"tasks failed: {bad[:3]}"
+        begin = min(datetime.fromisoformat(task["queued_when"]) for task in tasks)
+        end = max(datetime.fromisoformat(task["end_date"]) for task in tasks)
+        value = (end - begin).total_seconds() / len(tasks)
+        rows.append(Row(name, value, "s", 1.5, "at most", note=f"{len(tasks)} tasks, {AT_ONCE} at a time"))
+    return rows
+
+
+def _planning_row(root: Path, params: dict[str, Any]) -> Row:
+    home = Home(root / "home").create()
+    settings = settings_for(params, {}, {}, home)
+    started = time.perf_counter()
+    plan = build_plan(settings, home, utc_now(), Devices(8, 80.0)).plan
+    seconds = time.perf_counter() - started
+    name = f"planning {len(plan.models)} models x {len(plan.scenarios)} scenarios"
+    return Row(name, seconds, "s", 1.0, "at most", note=f"{len(plan.steps)} steps")
+
+
+def _makespan_rows(root: Path) -> list[Row]:
+    home, host, rows = Home(root / "hub").create(), Host(), []
+    pretend_hub(home, full_models())
+    for devices in DEVICE_COUNTS:
+        case = plan_case(devices, home, devices * host.cpu_slots_per_device)
+        _, found = play(case, "small_first", host)
+        rows.append(
+            Row(
+                f"simulated makespan of the full suite on {devices} x 80 GB",
+                found["makespan_s"],
+                "s",
+                1.1,
+                "at most",
+                reference=found["bound_s"],
+                reference_name="max(work / devices, longest chain)",
+                note=f"{len(case.plan.models)} models; {len(case.left_out)} do not fit",
+            )
+        )
+    return rows

@@ -1,0 +1,56 @@
+"""Stands for `evpack step`: everything around a step is real (needs, markers, leases, records), its work is a pause.
+
+The pause is the formula's, times EVPACK_STUDY_SCALE; with 0 a step ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from evpack.files import write_atomic
+from evpack.runtime.leases import lease_devices
+from evpack.steps import runner
+from evpack.steps.base import StepContext, StepFunction
+
+SCALE_ENV = "EVPACK_STUDY_SCALE"
+
+
+def pause(ctx: StepContext) -> list[Path]:
+    """Wait, and publish a line."""
+    scale = float(os.environ.get(SCALE_ENV, "0"))
+    if scale:
+        from studies.scheduling.durations import Host, by_formula
+        from studies.scheduling.shapes import FULL
+
+        time.sleep(scale * by_formula(ctx.plan, ctx.settings, FULL, Host())(ctx.step).seconds)
+    target = ctx.run.root / "sham" / ctx.step.id
+    write_atomic(target, f"{ctx.attempt}\n".encode())
+    return [target]
+
+
+def _pause_for(_type: object) -> StepFunction:
+    return pause
+
+
+def step(arguments: Sequence[str]) -> int:
+    """`evpack step` with these arguments; its exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["step"])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("step_id")
+    parser.add_argument("--try", dest="attempt", type=int, default=1)
+    parser.add_argument("--dag-run")
+    given = parser.parse_args(arguments)
+    runner._function = _pause_for
+    return runner.main_step(given.run_dir, given.step_id, given.attempt, given.dag_run, lease_devices)
+
+
+if __name__ == "__main__":
+    sys.exit(step(sys.argv[1:]))

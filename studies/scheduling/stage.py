@@ -1,0 +1,118 @@
+"""A real Airflow over pretended devices: the campaign's own DAG, pools, weights, plan and leases.
+
+Only the steps' work is a pause (`sham_step`). Shows how a campaign of any shape is scheduled, without a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from evpack.airflow import embedded
+from evpack.airflow.client import FINISHED, Client
+from evpack.airflow.config import CAMPAIGN_DAG, PROJECT_ENV, Deployment
+from evpack.files import write_json
+from evpack.home import ENV_NAME, Home
+from evpack.plan.nvml import SIMULATED_ENV
+from evpack.rundir import RunDir
+from studies.scheduling.sham_step import SCALE_ENV
+from studies.scheduling.shapes import pretend_hub
+from studies.scheduling.tasks import CPU, GPU
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "include" / "evpack" / "assets" / "fixture"
+POLL_S = 0.5
+SMALL_TEXT = {
+    "suite": "full",
+    "profile": "small",
+    "dataset": "text",
+    "text_path": str(FIXTURE / "text"),
+    "guards_order": ["invariants"],
+    "seq_len": 128,
+    "stride": 128,
+    "preview_windows": 16,
+    "final_windows": 16,
+    "use_batch_edits": False,
+    "skip_disk_preflight": True,
+    "min_free_disk_gb": 0,
+}
+"""The full suite over a text that is here."""
+
+_DAG_FILE = """# Airflow looks only into files with the words airflow and dag.
+import sys
+
+sys.path.insert(0, {root!r})
+
+from studies.scheduling.sham_dags import sham_dags
+
+evidence_campaign, evidence_nightly = sham_dags(inline={inline})
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running Airflow and its deployment."""
+
+    home: Home
+    client: Client
+
+    def start(self, run_id: str, **conf: Any) -> RunDir:
+        """Start a campaign; its run directory."""
+        run = self.home.run_dir(CAMPAIGN_DAG, run_id)
+        self.client.trigger(CAMPAIGN_DAG, run_id, {**SMALL_TEXT, **conf})
+        return RunDir(run)
+
+    def wait(self, run_id: str) -> str:
+        """The state in which a run ended."""
+        while (state := self.client.run_state(CAMPAIGN_DAG, run_id)) not in FINISHED:
+            time.sleep(POLL_S)
+        return state
+
+    def steps(self, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of the lanes' steps, as Airflow tells of them."""
+        return [task for task in self.client.tasks(CAMPAIGN_DAG, run_id) if task["task_id"].count(".") == 2]
+
+
+@contextmanager
+def stage(
+    folder: Path, models: Sequence[str], *, devices: int, cpu_slots: int, scale: float, inline: bool = False
+) -> Iterator[Stage]:
+    """Start Airflow in a new home below `folder`, with models of the full suite and pretended 80 GB devices.
+
+    Args:
+        cpu_slots: slots of the pool `cpu`, whatever this machine has.
+        scale: seconds of a step per second of the formula.
+        inline: run steps in the process of their task.
+    """
+    home = Home(folder / "home").create()
+    pretend_hub(home, models, tokenizer=FIXTURE / "model")
+    gpus = folder / "gpus.json"
+    gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(devices)]}))
+    slots = {GPU: devices, CPU: cpu_slots}
+    deployment = Deployment.locate(home, {PROJECT_ENV: str(_project(folder / "project", inline))})
+    variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALE_ENV: str(scale)}
+    with (
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(embedded, "pool_slots", lambda: slots),
+        embedded.running(deployment, print) as airflow,
+        Client(airflow.endpoint) as client,
+    ):
+        for pool, count in slots.items():
+            client._request("PATCH", f"/api/v2/pools/{pool}", {"name": pool, "slots": count, "include_deferred": True})
+        write_json(home.pools, slots)
+        yield Stage(home, client)
+
+
+def _project(folder: Path, inline: bool) -> Path:
+    """A project whose DAGs start sham steps."""
+    (folder / "dags").mkdir(parents=True)
+    (folder / "dags" / "evidence_campaign.py").write_text(_DAG_FILE.format(root=str(ROOT), inline=inline))
+    (folder / "plugins").symlink_to(ROOT / "plugins")
+    return folder

@@ -1,0 +1,272 @@
+"""Campaigns whose processes are killed, whose disk fills, whose steps lack memory: they end with the same verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from evpack.errors import CampaignExit
+from evpack.files import read_json
+from evpack.home import Home
+from evpack.plan.model import load_plan
+from evpack.rundir import RunDir
+from evpack.runtime.leases import holder
+from evpack.steps.state import read_attempts, read_marker
+from studies.scheduling.stage import ROOT
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+
+SEED = int(os.environ.get("EVPACK_CHAOS_SEED", "20261123"))
+DISTURBANCES = int(os.environ.get("EVPACK_CHAOS_DISTURBANCES", "20"))
+STEP = Path(__file__).with_name("chaos_step.py")
+SCENARIOS = "quant_clean,prune_50pct_stress,nan_injection"
+PARAMS = {
+    "clean_edit_runs": 1,
+    "stress_edit_runs": 1,
+    "drift_calibration_runs": 1,
+    "guards_order": "invariants",
+    "max_retries": 20,
+    "retry_backoff_base": 0.5,
+    "min_free_disk_gb": 0,
+}
+DISK_BYTES = 400 << 20
+PAUSE_S = (1.0, 7.0)
+"""Between two disturbances."""
+FULL_S = 6.0
+"""How long the disk stays full."""
+MOST_STARTS = 60
+
+DAG_FILE = """# Airflow looks only into files with the words airflow and dag.
+import sys
+
+from evpack.runtime import process
+
+_real = process.step_command
+
+
+def _attacked(*arguments, **named):
+    words = _real(*arguments, **named)
+    return [sys.executable, {step!r}, *words[words.index("step") :]]
+
+
+process.step_command = _attacked
+
+from evpack.airflow.factory import build_dags
+
+evidence_campaign, evidence_nightly = build_dags()
+"""
+
+
+@dataclass
+class Arena:
+    """A deployment with two pretended devices, whose run directories lie on a small disk of their own."""
+
+    root: Path
+    disk: bool
+    """Whether there is that disk (mounting one takes root)."""
+    home: Home = field(init=False)
+    environ: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.home = Home(self.root / "home").create()
+        project = self.root / "project"
+        (project / "dags").mkdir(parents=True)
+        (project / "dags" / "evidence_campaign.py").write_text(DAG_FILE.format(step=str(STEP)))
+        (project / "plugins").symlink_to(ROOT / "plugins")
+        for name in ("orders", "obeyed", "witness", "violations", "runs"):
+            (self.root / name).mkdir()
+        gpus = self.root / "gpus.json"
+        gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(2)]}))
+        dropped = ("AIRFLOW", "_AIRFLOW", "PACK_", "EVPACK_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        self.environ = {
+            **kept,
+            "EVPACK_HOME": str(self.home.root),
+            "EVPACK_PROJECT": str(project),
+            "EVPACK_SIMULATED_GPUS": str(gpus),
+            "EVPACK_CHAOS": str(self.root),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "evpack.cli.main", "campaign", *arguments]
+        with (self.root / "campaign.log").open("ab") as log:
+            return subprocess.Popen(command, env=self.environ, stdout=log, stderr=log, start_new_session=True)
+
+    def begin(self, name: str) -> tuple[subprocess.Popen[bytes], RunDir]:
+        """Start a campaign of the fixture suite."""
+        run = self.root / "runs" / name
+        params = [part for key, value in PARAMS.items() for part in ("--param", f"{key}={value}")]
+        chosen = ("run", "--suite", "fixture", "--scenarios", SCENARIOS, "--output-dir", str(run), *params)
+        return self.start(*chosen), RunDir(run)
+
+    def component(self, name: str) -> int | None:
+        """The process of a component of the running Airflow."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            for session in read_json(self.home.airflow / "embedded.json")["sessions"]:
+                if session["name"] == name and psutil.pid_exists(session["sid"]):
+                    return int(session["sid"])
+        return None
+
+    def steps(self) -> list[int]:
+        """Processes of steps that run now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(STEP) in process.cmdline() and str(self.root) in " ".join(process.cmdline()):
+                    found.append(process.pid)
+        return sorted(found)
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[Arena]:
+    runs = tmp_path / "runs"
+    made = Arena(tmp_path, disk=os.geteuid() == 0)
+    if made.disk:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(runs)]
+        made.disk = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    try:
+        yield made
+    finally:
+        for group in Path("/sys/fs/cgroup/memory").glob("evpack-chaos-*"):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        if made.disk:
+            subprocess.run(["umount", str(runs)], check=False)
+
+
+class Chaos:
+    """Disturbs a running campaign, each time in a way drawn from a seeded generator."""
+
+    def __init__(self, arena: Arena, dice: random.Random) -> None:
+        self._arena, self._dice = arena, dice
+        self.done: Counter[str] = Counter()
+        self._ways: dict[str, Callable[[subprocess.Popen[bytes]], bool]] = {
+            "step killed": self._kill_step,
+            "scheduler killed": lambda _: self._kill_component("scheduler"),
+            "API server killed": lambda _: self._kill_component("api-server"),
+            "campaign command killed": self._kill_command,
+            "step out of memory": lambda _: self._order("oom"),
+        }
+        if arena.disk:
+            self._ways["disk full"] = self._fill_disk
+        if os.access("/sys/fs/cgroup/memory/cgroup.procs", os.W_OK):
+            self._ways["step starved of memory"] = lambda _: self._order("starve")
+
+    def disturb(self, campaign: subprocess.Popen[bytes]) -> None:
+        """One disturbance, of the kinds that were rarest so far."""
+        rarest = min(self.done[name] for name in self._ways)
+        name = self._dice.choice([name for name in sorted(self._ways) if self.done[name] <= rarest + 1])
+        if self._ways[name](campaign):
+            self.done[name] += 1
+            print(f"{time.strftime('%H:%M:%S')} {sum(self.done.values())}: {name}", flush=True)
+
+    def _kill_step(self, _: subprocess.Popen[bytes]) -> bool:
+        steps = self._arena.steps()
+        return bool(steps) and _killed(self._dice.choice(steps))
+
+    def _kill_component(self, name: str) -> bool:
+        found = self._arena.component(name)
+        return found is not None and _killed(found)
+
+    def _kill_command(self, campaign: subprocess.Popen[bytes]) -> bool:
+        return self._arena.component("scheduler") is not None and _killed(campaign.pid)
+
+    def _order(self, name: str) -> bool:
+        """Give an order and wait until a step obeyed it, or the campaign went on without."""
+        before = len(list((self._arena.root / "obeyed").glob(f"{name}-*")))
+        order = self._arena.root / "orders" / name
+        order.touch()
+        deadline = time.monotonic() + 15
+        while order.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        order.unlink(missing_ok=True)
+        return len(list((self._arena.root / "obeyed").glob(f"{name}-*"))) > before
+
+    def _fill_disk(self, _: subprocess.Popen[bytes]) -> bool:
+        if not self._arena.steps():
+            return False
+        filler = self._arena.root / "runs" / "filler"
+        try:
+            with filler.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+            time.sleep(FULL_S)
+        finally:
+            filler.unlink(missing_ok=True)
+        return True
+
+
+def _killed(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def play(arena: Arena, name: str, chaos: Chaos | None, dice: random.Random) -> RunDir:
+    """A campaign to its end, resumed as often as it takes; disturbed until enough was done."""
+    campaign, run = arena.begin(name)
+    for _ in range(MOST_STARTS):
+        while campaign.poll() is None:
+            deadline = time.monotonic() + dice.uniform(*PAUSE_S)
+            while campaign.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if chaos is not None and campaign.poll() is None and sum(chaos.done.values()) < DISTURBANCES:
+                chaos.disturb(campaign)
+        if campaign.returncode == CampaignExit.PASS:
+            return run
+        log = (arena.root / "campaign.log").read_text()[-3000:]
+        assert campaign.returncode in (CampaignExit.INCOMPLETE, -signal.SIGKILL), f"{campaign.returncode}\n{log}"
+        if run.plan.is_file():
+            campaign = arena.start("resume", str(run.root))
+        else:
+            campaign, _ = arena.begin(name)
+    raise AssertionError(f"no verdict after {MOST_STARTS} starts")
+
+
+def judged(run: RunDir) -> Any:
+    """What a verdict says, without when and of which run directory."""
+    verdict = read_json(run.final_verdict)
+    return {name: value for name, value in verdict.items() if name not in ("timestamp", "plan_digest", "summary")}
+
+
+def check_whole(arena: Arena, run: RunDir) -> None:
+    """Nothing lost, nothing held, nobody left."""
+    for step in load_plan(run).steps:
+        marker = read_marker(run, step.id)
+        assert marker is not None, step.id
+        assert marker.intact(run), step.id
+        assert [record for record in read_attempts(run, step.id) if record["class"] == "ok"], step.id
+    assert not list((arena.root / "violations").iterdir())
+    assert [holder(arena.home, f"GPU-{number}") for number in range(2)] == [None, None]
+    assert arena.steps() == []
+
+
+def test_the_verdict_survives(arena: Arena) -> None:
+    dice = random.Random(SEED)  # noqa: S311 - a seeded sequence of disturbances
+    undisturbed = play(arena, "undisturbed", None, dice)
+    check_whole(arena, undisturbed)
+    chaos, number = Chaos(arena, dice), 0
+    while sum(chaos.done.values()) < DISTURBANCES:
+        number += 1
+        run = play(arena, f"disturbed{number}", chaos, dice)
+        check_whole(arena, run)
+        assert judged(run) == judged(undisturbed)
+    print(f"{sum(chaos.done.values())} disturbances in {number} campaigns: {dict(chaos.done)}")

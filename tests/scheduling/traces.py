@@ -1,0 +1,110 @@
+"""What must hold of a campaign as Airflow and the attempt records tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import combinations
+from typing import Any
+
+from evpack.plan.model import CampaignPlan, load_plan
+from evpack.rundir import RunDir
+from evpack.steps.timeline import attempt_bars
+from studies.scheduling.durations import measured
+from studies.scheduling.simulator import Simulation, Span
+from studies.scheduling.tasks import airflow_tasks, of_run
+
+TIED_S = 1.0
+"""What became ready this short a time before another task was chosen may have missed that choice."""
+
+Steps = Sequence[Mapping[str, Any]]
+"""Task instances of steps, as the REST API gives them."""
+
+
+def moment(task: Mapping[str, Any], name: str) -> float:
+    return datetime.fromisoformat(task[name]).timestamp()
+
+
+def ran(steps: Steps) -> list[Mapping[str, Any]]:
+    return [task for task in steps if task["queued_when"]]
+
+
+def check_order(steps: Steps) -> None:
+    """Nothing was chosen while something heavier that needs no more slots was waiting for the same pool."""
+    for chosen in ran(steps):
+        at = moment(chosen, "queued_when")
+        for other in ran(steps):
+            heavier = other["pool"] == chosen["pool"] and other["priority_weight"] > chosen["priority_weight"]
+            if heavier and other["pool_slots"] <= chosen["pool_slots"]:
+                waited = moment(other, "scheduled_when") + TIED_S < at < moment(other, "queued_when")
+                assert not waited, f"{chosen['task_id']}[{chosen['map_index']}] passed {other['task_id']}"
+
+
+def check_pools(steps: Steps, slots: Mapping[str, int]) -> int:
+    """No pool gave more slots than it has, from being chosen to the end; the most of `gpu` that were in use at once."""
+    most = 0
+    for task in ran(steps):
+        at = moment(task, "queued_when")
+        beside = [t for t in ran(steps) if moment(t, "queued_when") <= at < moment(t, "end_date")]
+        for pool, count in slots.items():
+            used = sum(t["pool_slots"] for t in beside if t["pool"] == pool)
+            assert used <= count, f"{used} slots of {pool} at {task['queued_when']}"
+            most = max(most, used) if pool == "gpu" else most
+    return most
+
+
+def check_devices(runs: Sequence[RunDir]) -> None:
+    """Every step on devices held as many as its model needs, and no device was held twice, over all campaigns."""
+    held: dict[str, list[tuple[float, float, str]]] = {}
+    for run in runs:
+        plan = load_plan(run)
+        for bar in attempt_bars(run, plan):
+            assert len(set(bar.devices)) == len(bar.devices) == devices_of_bar(plan, bar.step), bar
+            for device in bar.devices:
+                held.setdefault(device, []).append((bar.start, bar.end, bar.step))
+    for device, spans in held.items():
+        for (_, end, one), (start, _, other) in zip(sorted(spans), sorted(spans)[1:], strict=False):
+            assert end <= start, f"{device} is held by {one} and {other}"
+
+
+def devices_of_bar(plan: CampaignPlan, step_id: str) -> int:
+    from evpack.plan.memory import devices_of
+
+    return devices_of(plan, plan.step(step_id))
+
+
+def simulated(runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping[str, int]) -> list[Span]:
+    """The same campaigns in the simulator, with the durations that were measured and the mean overhead of a task."""
+    tasks, overheads = [], []
+    for age, run in enumerate(runs):
+        plan = load_plan(run)
+        durations = measured(run, plan)
+        name = run.root.name
+        tasks += of_run(airflow_tasks(plan, durations), name, age)
+        for task, step_id in zip(ran(steps[name]), step_ids(plan, ran(steps[name])), strict=True):
+            took = moment(task, "end_date") - moment(task, "queued_when")
+            overheads.append(took - durations(plan.step(step_id)).seconds)
+    return Simulation(tasks, slots, overhead_s=sum(overheads) / len(overheads)).run()
+
+
+def step_ids(plan: CampaignPlan, steps: Steps) -> list[str]:
+    """The step that each task instance ran."""
+    from evpack.airflow.items import cell_items, model_items
+
+    found = []
+    for task in steps:
+        lane, group, type_ = task["task_id"].split(".")
+        items = (model_items if group == "models" else cell_items)(plan, lane)
+        found.append(f"{items[task['map_index']]['subject']}.{type_}")
+    return found
+
+
+def agreement(real: Mapping[str, float], other: Mapping[str, float], tied: float) -> float:
+    """Share of pairs that start in the same order, of those further apart than `tied` seconds in both."""
+    same = total = 0
+    for a, b in combinations(sorted(real), 2):
+        one, two = real[a] - real[b], other[a] - other[b]
+        if min(abs(one), abs(two)) > tied:
+            total += 1
+            same += (one > 0) == (two > 0)
+    return same / total if total else 1.0
