@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from evpack.errors import EvpackError
+from evpack.files import canonical_json
 from evpack.pack import keys
+from evpack.pack.signature import parse
 
 FIELD = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -151,3 +157,40 @@ def test_ordinary_keys_are_keys() -> None:
     for number in range(1, 20):
         public = Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32).public_key()
         assert keys.parse_public_pem(pem(public.public_bytes_raw())).public_bytes_raw() == public.public_bytes_raw()
+
+
+VECTORS = json.loads(Path(__file__).with_name("ed25519_vectors.json").read_bytes())["vectors"]
+
+
+def bundle(public: bytes, data: bytes) -> bytes:
+    """A signature bundle as `evidence-pack-signature-v1` writes it, made without asking whether anything is right."""
+    der = bytes.fromhex("302a300506032b6570032100") + public
+    pem_lines = ["-----BEGIN PUBLIC KEY-----", base64.b64encode(der).decode(), "-----END PUBLIC KEY-----", ""]
+    return canonical_json(
+        {
+            "format": "evidence-pack-signature-v1",
+            "algorithm": "ed25519",
+            "signing_key_fingerprint": f"sha256:{hashlib.sha256(public).hexdigest()}",
+            "public_key": {"encoding": "pem", "value": "\n".join(pem_lines)},
+            "signature": {"encoding": "base64", "value": base64.b64encode(data).decode()},
+        }
+    )
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector['id']}-{vector['flag']}")
+def test_vector(vector: dict[str, str]) -> None:
+    """Through the room's own door: the bundle that stands in a pack."""
+    public, message, data = (bytes.fromhex(vector[name]) for name in ("public", "message", "signature"))
+    try:
+        parse(bundle(public, data)).check(message)
+    except EvpackError:
+        assert vector["result"] == "invalid", vector["comment"]
+    else:
+        assert vector["result"] == "valid", vector["comment"]
+
+
+def test_the_vectors_hold_every_kind_of_trap() -> None:
+    kinds = {"rfc8032", "valid", "wrong_key", "modified_message", "modified_r", "modified_s", "truncated", "extended"}
+    kinds |= {"non_canonical_s", "special_s", "special", "r_with_low_order_part", "low_order_key"}
+    assert {vector["flag"] for vector in VECTORS} == kinds
+    assert sum(vector["message"] == "" for vector in VECTORS) >= 2
