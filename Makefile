@@ -39,6 +39,13 @@ demo-quick: $(READY) ## The same without a scheduler (airflow dags test)
 test: lint ## Lint, types, layers and every test that belongs to CI
 	@$(BIN)/python -m pytest
 
+test-docker: export OMP_NUM_THREADS = 1
+test-docker: $(READY) ## The tests of steps in containers; root gets an engine and an image for them where there is none
+	@tools/with_docker.sh $(BIN)/python -m pytest -m docker tests/docker
+
+worker-image: $(READY) ## Build the image that steps run in, and print its id for EVPACK_WORKER_IMAGE
+	@tools/worker_image.sh wheelhouse $(BASE)
+
 lint: $(READY) ## Ruff, mypy --strict, layer rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
