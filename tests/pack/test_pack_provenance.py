@@ -13,6 +13,7 @@ import pytest
 
 from evpack.errors import BadInput, MissingFile
 from evpack.pack import provenance
+from evpack.plan.nvml import DeviceFacts
 
 COMPLETE = {
     "uri": "https://example.org/project.git",
@@ -118,6 +119,21 @@ def test_the_environment_has_the_fields_of_the_manifest() -> None:
     assert {"recorded_at", "platform", "python_version", "gpu_name", "gpu_count", "gpu_memory_gb"} < found.keys()
     assert isinstance(found["fp8_native_support"], bool)
     json.dumps(found, allow_nan=False)
+
+
+def test_the_environment_describes_the_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    device = DeviceFacts("GPU-0", 0, 80.04, 80.0, 0, None, name="Example 80", capability="9.0", driver="580.1")
+    monkeypatch.setattr(provenance, "read_devices", lambda environ: asked.append(environ) or [device, device])
+    found = provenance.environment()
+    assert asked == [{}], "pretended devices are no part of a machine"
+    assert {key: found[key] for key in ("gpu_name", "gpu_count", "gpu_memory_gb", "driver_version")} == {
+        "gpu_name": "Example 80",
+        "gpu_count": 2,
+        "gpu_memory_gb": 80.0,
+        "driver_version": "580.1",
+    }
+    assert found["fp8_native_support"] is True
 
 
 def test_a_build_carries_its_provenance_and_the_checkout_stays_as_it_is(tmp_path: Path) -> None:

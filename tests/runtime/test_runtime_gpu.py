@@ -124,6 +124,17 @@ class _Nvml:
             raise self.NVMLError_NotSupported
         return 3
 
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        if handle == 2:
+            raise self.NVMLError("GPU is lost")
+        return "Example 80"
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
+        return (8, 9 - handle)
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.1"
+
     def nvmlDeviceGetRemappedRows(self, handle: int) -> tuple[int, int, int, int]:
         return (1, 0, 0, 0)
 
@@ -132,7 +143,8 @@ def test_what_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
     host = _Nvml()
     monkeypatch.setitem(sys.modules, "pynvml", host)
     sound, ecc, lost = read_devices({})
-    assert sound == device(free_gb=60, processes=2)
+    assert sound == device(free_gb=60, processes=2, name="Example 80", capability="8.9", driver="580.1")
+    assert (sound.has_fp8, ecc.has_fp8, lost.name) == (True, False, None)
     assert ecc.fault is not None and ecc.fault.startswith("3 uncorrected ECC errors") and ecc.processes == 0
     assert lost.fault == "NVML: GPU is lost" and lost.free_gb == 0
     assert host.shut

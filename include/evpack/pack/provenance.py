@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from evpack.errors import BadInput, EvidenceError, MissingFile
 from evpack.files import parse_json, utc_now
+from evpack.plan.nvml import read_devices
 
 SOURCE_ENV = "EVPACK_SOURCE_REPO"
 """Names a complete source_repo.json, for installations without a git checkout."""
@@ -144,31 +144,13 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    """Accelerators by NVML; the same keys with null when there are none."""
-    facts: dict[str, Any] = {
-        "gpu_name": None,
-        "gpu_count": 0,
-        "gpu_memory_gb": None,
-        "fp8_native_support": False,
-        "driver_version": None,
+    """The host's real accelerators, described by the first; the same keys with null when there are none."""
+    devices = read_devices({})
+    first = devices[0] if devices else None
+    return {
+        "gpu_name": first and first.name,
+        "gpu_count": len(devices),
+        "gpu_memory_gb": first and round(first.memory_gb, 1),
+        "fp8_native_support": first is not None and first.has_fp8,
+        "driver_version": first and first.driver,
     }
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: each a machine without usable devices
-        return facts
-    try:
-        facts["gpu_count"] = pynvml.nvmlDeviceGetCount()
-        facts["driver_version"] = pynvml.nvmlSystemGetDriverVersion()
-        if facts["gpu_count"]:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-            facts["gpu_name"] = pynvml.nvmlDeviceGetName(handle)
-            facts["gpu_memory_gb"] = round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9, 1)
-            # compute capability 8.9 (Ada) is the first with fp8 units
-            facts["fp8_native_support"] = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) >= (8, 9)
-    except pynvml.NVMLError as error:
-        facts["gpu_error"] = str(error)
-    finally:
-        pynvml.nvmlShutdown()
-    return json.loads(json.dumps(facts, default=str))  # type: ignore[no-any-return]

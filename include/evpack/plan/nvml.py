@@ -42,6 +42,17 @@ class DeviceFacts:
     fault: str | None
     """What is broken, None for a healthy device."""
     simulated: bool = False
+    name: str | None = None
+    """The product's name; None where it does not tell, and for a pretended device."""
+    capability: str | None = None
+    """CUDA compute capability, ``major.minor``."""
+    driver: str | None = None
+    """Version of the driver."""
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether it has units for 8-bit floats, which Ada (8.9) was the first to have."""
+        return self.capability is not None and tuple(map(int, self.capability.split("."))) >= (8, 9)
 
     @property
     def used_gb(self) -> float:
@@ -155,7 +166,17 @@ def _read_one(nvml: Any, index: int) -> DeviceFacts | None:
         total, free, fault = memory.total / GB, memory.free / GB, _fault(nvml, handle)
     except nvml.NVMLError as error:  # e.g. GPU is lost: it has fallen off the bus (Xid 79)
         total, free, processes, fault = 0.0, 0.0, 0, f"NVML: {error}"
-    return DeviceFacts(uuid, index, total, free, processes, fault)
+    return DeviceFacts(
+        uuid=uuid,
+        index=index,
+        memory_gb=total,
+        free_gb=free,
+        processes=processes,
+        fault=fault,
+        name=_told(nvml, lambda: str(nvml.nvmlDeviceGetName(handle))),
+        capability=_told(nvml, lambda: ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle)))),
+        driver=_told(nvml, lambda: str(nvml.nvmlSystemGetDriverVersion())),
+    )
 
 
 def _fault(nvml: Any, handle: Any) -> str | None:
@@ -174,3 +195,11 @@ def _ask(nvml: Any, question: Callable[[], T], unknown: T) -> T:
         return question()
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):
         return unknown
+
+
+def _told(nvml: Any, question: Callable[[], str]) -> str | None:
+    """What a device says of itself; a broken one, of which that is known already, may say nothing."""
+    try:
+        return question()
+    except nvml.NVMLError:
+        return None
