@@ -57,10 +57,10 @@ def test_the_strongest_rung_that_passes(home: Home, rungs: Callable[..., None]) 
     entry = run(home, lines=lines)
     assert (entry["status"], entry["sparsity"], entry["edit_dir_name"]) == ("selected", 0.12, "prune_12pct_clean")
     (dropped,) = entry["measured"]["stronger"]
-    assert dropped["sparsity"] == 0.7 and dropped["windows"] == 32 and dropped["ratio"] > 1.1
+    assert dropped["sparsity"] == 0.7 and dropped["windows"] == 64 and dropped["ratio"] > 1.1
     assert dropped["acceptance"] is None and "reject" in dropped["problem"]
     assert 0.99 < entry["measured"]["ratio"] < 1.02
-    assert len(lines) == 3 and "of 896 windows" in lines[0]  # 928 windows of text, 32 are the campaign's own
+    assert len(lines) == 3 and "of 864 windows" in lines[0]  # 928 windows of text, 64 are the campaign's own
     assert not list(home.root.iterdir())
 
 
@@ -76,10 +76,10 @@ def test_a_rung_that_cannot_be_made_is_passed_over(
     rungs(0.1, 0.2)
     make = sweep.apply_edit
 
-    def only_mild(checkpoint: Any, edit: ResolvedEdit, directory: Path, *, scenario: str) -> Any:
+    def only_mild(checkpoint: Any, edit: ResolvedEdit, directory: Path, **options: Any) -> Any:
         if edit.sparsity == 0.2:
             raise CheckpointError("makes entries non-finite")
-        return make(checkpoint, edit, directory, scenario=scenario)
+        return make(checkpoint, edit, directory, **options)
 
     monkeypatch.setattr(sweep, "apply_edit", only_mild)
     entry = run(home)
