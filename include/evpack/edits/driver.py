@@ -94,7 +94,7 @@ class PreparedEdit:
         """The edited tensor: a matrix as one, a fused tensor expert by expert. Each name once.
 
         Args:
-            before: as the checkpoint's `read` gave it, finite; not changed.
+            before: as the checkpoint's `read` gave it, on any device, finite; not changed.
 
         Raises:
             CheckpointError: when the edit makes entries non-finite.
@@ -131,30 +131,35 @@ class PreparedEdit:
         )
 
 
-def apply_edit(checkpoint: CheckpointLike, edit: ResolvedEdit, directory: Path, *, scenario: str) -> DeltaCheckpoint:
+def apply_edit(
+    checkpoint: CheckpointLike, edit: ResolvedEdit, directory: Path, *, scenario: str, device: str = "cpu"
+) -> DeltaCheckpoint:
     """Make the variant of one edit; see `apply_edits`.
 
     Args:
         directory: existing and empty; gets delta.safetensors and variant.json.
         scenario: recorded in the variant.
+        device: see there.
 
     Returns:
         The variant, reopened.
     """
-    made = apply_edits(checkpoint, {scenario: (edit, directory)})[scenario]
+    made = apply_edits(checkpoint, {scenario: (edit, directory)}, device)[scenario]
     if isinstance(made, EvpackError):
         raise made
     return made
 
 
 def apply_edits(
-    checkpoint: CheckpointLike, edits: Mapping[str, tuple[ResolvedEdit, Path]]
+    checkpoint: CheckpointLike, edits: Mapping[str, tuple[ResolvedEdit, Path]], device: str = "cpu"
 ) -> dict[str, DeltaCheckpoint | EvpackError]:
     """Make the variants of several edits in one pass that reads each tensor once.
 
     Args:
         checkpoint: the baseline.
         edits: by scenario: the edit, with status ``selected``, and an existing empty directory for its variant.
+        device: torch device that computes. Every step of `quant_rtn`, `fp8_quant` and `magnitude_prune` is rounded
+            as IEEE 754 says, so that all devices give the same bytes; `lowrank_svd` sums in an order of the device's.
 
     Returns:
         By scenario: the variant, or why it cannot be made: `BadInput` as `PreparedEdit` raises it, or a
@@ -175,15 +180,16 @@ def apply_edits(
                 writer = VariantWriter(directory, checkpoint, prepared.names, behind=behind)
                 at_work[scenario] = prepared, stack.enter_context(writer)
         for name, before in read_ahead(checkpoint, _union(checkpoint, at_work)):
-            fault = _non_finite(name, before)
+            there = before.to(device)
+            fault = _non_finite(name, there)
             for scenario, (prepared, writer) in at_work.items():
                 if scenario in made or name not in prepared.places:
                     continue
                 with _noted(made, scenario):
                     if fault is not None:
                         raise fault
-                    writer.put(name, before, prepared.apply(name, before))
-            del before  # before the next one is read
+                    writer.put(name, before, prepared.apply(name, there).cpu())
+            del before, there  # before the next one is read
         for scenario, (prepared, writer) in at_work.items():
             if scenario not in made:
                 with _noted(made, scenario):

@@ -89,7 +89,7 @@ class Fp8Quant(Kernel):
             return round_to_float8(block, self.float8)
         if largest is None:
             largest = block.abs().amax(dim=1, keepdim=True)
-        scale = (largest / self.float8.largest).clamp_min(SMALLEST_SCALE)
+        scale = (largest / largest.new_tensor(self.float8.largest)).clamp_min(SMALLEST_SCALE)
         return round_to_float8(block / scale, self.float8).mul_(scale)
 
     def declaration(self) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Kernel(ABC):
             weight: output units x inputs, finite, fp32, fp16 or bf16, on any device; not changed.
 
         Returns:
-            A new tensor of the same type, shape and device: arithmetic in fp32, cast once.
+            A new tensor of the same type, shape and device: arithmetic in fp32, cast once. Divisors are tensors of
+            that device: torch multiplies by the reciprocal of a plain number on some, which rounds otherwise.
         """
 
     @abstractmethod
@@ -78,6 +79,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep devices from shortening the factors of fp32 products, whatever the process allows for scoring."""
+    import torch
+
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def row_blocks(weight: torch.Tensor) -> Iterator[slice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from evpack.edits.kernel import Kernel, largest_magnitude, row_blocks
+from evpack.edits.kernel import Kernel, full_precision, largest_magnitude, row_blocks
 from evpack.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class LowrankSvd(Kernel):
                 f"give a rank below {min(rows, columns)}, or a scope without this tensor",
             )
 
+    @full_precision()
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """See `Kernel.apply`."""
         import torch

@@ -54,7 +54,7 @@ class QuantRtn(Kernel):
 
         lowest, highest = -(2 ** (self.bits - 1)), max(2 ** (self.bits - 1) - 1, 1)
         scale = torch.maximum(groups.amax(dim=2, keepdim=True), groups.amin(dim=2, keepdim=True).neg_())
-        scale = scale.div_(highest).clamp_min_(SMALLEST_SCALE)
+        scale = scale.div_(scale.new_tensor(highest)).clamp_min_(SMALLEST_SCALE)
         groups.div_(scale).round_().clamp_(lowest, highest).mul_(scale)
 
     def declaration(self) -> dict[str, Any]:

@@ -160,7 +160,8 @@ class _Sweep:
         directory = self.scratch / "variant"
         directory.mkdir()
         try:
-            variant = apply_edit(self.bench.baseline, edit, directory, scenario=_SCENARIO)
+            device = self.bench.where.device
+            variant = apply_edit(self.bench.baseline, edit, directory, scenario=_SCENARIO, device=device)
         except CheckpointError as error:  # an overflow, say: no parameters for this model
             shutil.rmtree(directory)
             return Trial(edit, problem=error.what)
