@@ -73,7 +73,7 @@ class Settings(BaseModel):
     ] = False
     suite_mode: Annotated[
         Literal["full", "calibrate-only", "run-only"],
-        Var(CORE, "PACK_SUITE_MODE", "Which part of the campaign runs; only `full` so far.", PLAN),
+        Var(CORE, "PACK_SUITE_MODE", "Which part runs now: all, presets only, or what follows on presets.", PLAN),
     ] = "full"
     determinism: Annotated[
         Literal["throughput", "strict"],

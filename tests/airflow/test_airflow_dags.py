@@ -106,7 +106,8 @@ def test_edges_within_and_between_the_groups_of_a_lane(campaign: DAG) -> None:
 
 def test_the_verdict_waits_for_plan_and_every_lane(campaign: DAG) -> None:
     upstream = campaign.get_task("compile_verdict").upstream_task_ids
-    assert upstream == {"plan", *(f"{lane.id}.cells.evaluate" for lane in LANES)}
+    steps = ("models.derive_preset", "cells.evaluate")
+    assert upstream == {"plan", *(f"{lane.id}.{step}" for lane in LANES for step in steps)}
 
 
 def test_campaign_steps_are_named_after_their_step_type(campaign: DAG) -> None:

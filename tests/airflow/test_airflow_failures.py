@@ -50,7 +50,8 @@ def play(dag: Any, run_dir: Path, cells: list[str], **conf: Any) -> tuple[str, d
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    run = dag.test(run_conf={"suite": "fixture", "scenarios": cells, "output_dir": str(run_dir), **conf})
+    fresh = {"resume": None, "suite_mode": None}  # the DAG object keeps the params of an earlier play
+    run = dag.test(run_conf={"suite": "fixture", "scenarios": cells, "output_dir": str(run_dir), **fresh, **conf})
     states: dict[str, Counter[str]] = {}
     with create_session() as session:
         rows = select(TaskInstance.task_id, TaskInstance.state).where(TaskInstance.run_id == run.run_id)

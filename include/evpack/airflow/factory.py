@@ -126,10 +126,8 @@ def _lane(lane: Lane, plan: PlanOperator, verdict: CampaignStepOperator) -> None
     plan >> [select_models, select_cells]
     edges["setup"] >> edges["create"]
     edges["preset"] >> edges["evaluate"]
-    [
-        edges["preset"],
-        edges["evaluate"],
-    ] >> verdict  # presets too: where only they are made, the cells are skipped at once
+    # The preset too: where nothing but presets is made, the cells are skipped long before.
+    [edges["preset"], edges["evaluate"]] >> verdict
 
 
 def _step_operator() -> type[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
 from evpack.airflow.endings import BlockedTask, StepFailed, check_tries, end_task
 from evpack.errors import EvpackError
@@ -29,6 +30,9 @@ PLAN_TASK = "plan"
 RUN_DIR_KEY = "run_dir"
 """XCom key under which `plan` gives the run directory."""
 
+MODE_KEY = "suite_mode"
+"""XCom key under which `plan` gives the part of the campaign that runs."""
+
 TAIL_LINES = 200
 """Lines of an attempt's output that are kept to tell its class where the exit code does not."""
 
@@ -39,18 +43,20 @@ class PlanOperator(BaseBranchOperator):
     def choose_branch(self, context: Context) -> list[str]:
         """Plan the campaign and name the tasks that follow."""
         from evpack.airflow.items import used_lanes
-        from evpack.steps.plan import open_campaign
+        from evpack.steps.plan import mode_of, open_campaign
 
         home = Home.locate()
         default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
+            mode = mode_of(dict(context["params"]), home)
             run, plan = open_campaign(dict(context["params"]), home, default_root=default_root)
         except EvpackError as error:
             raise StepFailed(error.diagnostics()) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
+        context["ti"].xcom_push(key=MODE_KEY, value=mode)
         lanes = used_lanes(plan)
-        self.log.info("run directory %s, lanes %s", run.root, ", ".join(lanes))
-        followed = {f"{lane}.{task}" for lane in lanes for task in (SelectModels.TASK, SelectCells.TASK)}
+        self.log.info("run directory %s, lanes %s, mode %s", run.root, ", ".join(lanes), mode)
+        followed = {f"{lane}.{task}" for lane in lanes for task in SELECTIONS[mode]}
         return [
             task
             for task in sorted(self.downstream_task_ids)
@@ -88,6 +94,14 @@ class SelectCells(BaseOperator):
         from evpack.airflow.items import cell_items
 
         return cell_items(load_plan(run_dir_of(context)), self.lane)
+
+
+SELECTIONS = {
+    "full": (SelectModels.TASK, SelectCells.TASK),
+    "calibrate-only": (SelectModels.TASK,),
+    "run-only": (SelectCells.TASK,),
+}
+"""Which groups of a lane start, by mode; the others are skipped. All are planned in every mode."""
 
 
 class StepOperator(BaseOperator):
@@ -141,6 +155,7 @@ class CampaignStepOperator(BaseOperator):
         from evpack.steps.runner import run_step
 
         run = run_dir_of(context)
+        _skip_without_cells(context)
         try:
             code = run_step(run.root, self.task_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         except EvpackError as error:
@@ -149,14 +164,16 @@ class CampaignStepOperator(BaseOperator):
 
 
 class GateOperator(BaseOperator):
-    """The only leaf: fails the run unless the verdict is PASS and the pack verifies."""
+    """The only leaf: fails the run unless the verdict is PASS and the pack verifies, or all presets are there."""
 
     def execute(self, context: Context) -> None:
         """Judge what this DAG run left in the run directory."""
         from evpack.errors import CampaignExit
-        from evpack.runtime.outcome import campaign_outcome
+        from evpack.runtime.outcome import calibration_outcome, campaign_outcome
 
-        outcome = campaign_outcome(run_dir_of(context), dag_run=context["dag_run"].run_id)
+        run = run_dir_of(context)
+        calibrates = _mode(context) == "calibrate-only"
+        outcome = calibration_outcome(run) if calibrates else campaign_outcome(run, dag_run=context["dag_run"].run_id)
         self.log.info("%s", outcome.line())
         if outcome.exit is not CampaignExit.PASS:
             raise StepFailed(outcome.line())
@@ -172,3 +189,13 @@ def run_dir_of(context: Context) -> RunDir:
     if not value:
         raise BlockedTask("the task `plan` gave no run directory; see its log, mend it and clear it")
     return RunDir(Path(str(value)))
+
+
+def _mode(context: Context) -> str:
+    return str(context["ti"].xcom_pull(task_ids=PLAN_TASK, key=MODE_KEY))
+
+
+def _skip_without_cells(context: Context) -> None:
+    """There is no verdict where no cell was to run."""
+    if _mode(context) == "calibrate-only":
+        raise AirflowSkipException("calibrate-only: no verdict")

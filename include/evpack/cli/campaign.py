@@ -34,12 +34,21 @@ def register(app: typer.Typer) -> None:
         param: list[str] = typer.Option([], "--param", "-p", help="A setting as name=value; may be repeated."),
         output_dir: Path | None = typer.Option(None, "--output-dir", help="Run directory; else below EVPACK_HOME."),
         scenarios: str | None = typer.Option(None, "--scenarios", help="Scenario ids with commas, or a manifest."),
+        calibrate_only: bool = typer.Option(False, "--calibrate-only", help="Only baselines and presets, no verdict."),
+        run_only: bool = typer.Option(False, "--run-only", help="The rest of a calibrated campaign (--output-dir)."),
         quick: bool = typer.Option(False, "--quick", help="Without a scheduler, one task after the other."),
     ) -> None:
         """Run a campaign through Airflow and print its verdict. Exit 0 PASS, 1 FAIL, 2 bad input, 3 INCOMPLETE."""
         from evpack.cli.plan import parse_params
 
-        options = {"suite": suite, "scenarios": scenarios, "output_dir": str(output_dir) if output_dir else None}
+        if calibrate_only and run_only:
+            raise BadInput("--calibrate-only and --run-only exclude each other", "give one, or none for all")
+        options = {
+            "suite": suite,
+            "scenarios": scenarios,
+            "output_dir": str(output_dir) if output_dir else None,
+            "suite_mode": "calibrate-only" if calibrate_only else "run-only" if run_only else None,
+        }
         raise typer.Exit(start(parse_params(param, **options), quick=quick))
 
     @group.command()
@@ -71,14 +80,14 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
         BadInput: before anything is started or written.
     """
     from evpack.airflow.config import CAMPAIGN_DAG, Deployment
-    from evpack.cli.campaign_view import console, show_outcome
+    from evpack.cli.campaign_view import console, show_calibration, show_outcome
     from evpack.home import Home
-    from evpack.runtime.outcome import campaign_outcome, verify_command
+    from evpack.runtime.outcome import calibration_outcome, campaign_outcome, verify_command
 
     home = Home.locate()
     deployment = Deployment.locate(home, quick=quick)
     run_id = _run_id(quick)
-    run, conf = _checked(params, home, home.run_dir(CAMPAIGN_DAG, run_id))
+    run, conf, mode = _checked(params, home, home.run_dir(CAMPAIGN_DAG, run_id))
     home.create()
     screen = console()
     print(f"run directory: {run.root}", flush=True)
@@ -96,6 +105,10 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
     except KeyboardInterrupt:
         print(f"stopped; go on with: evpack campaign resume {run.root}", file=sys.stderr)
         raise
+    if mode == "calibrate-only":
+        outcome = calibration_outcome(run)
+        show_calibration(run, outcome, screen)
+        return outcome.exit
     outcome = campaign_outcome(run, dag_run=None if quick else run_id)
     show_outcome(run, outcome, screen)
     if command := verify_command(run, outcome, home):
@@ -104,7 +117,7 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
 
 
 def show_status(run_dir: Path) -> int:
-    """Progress and, when there is one, the outcome of a run directory.
+    """Progress and, unless it still runs, the outcome of a run directory; 3 (no verdict yet) while it runs.
 
     Raises:
         BadInput: when it was never planned.
@@ -112,11 +125,15 @@ def show_status(run_dir: Path) -> int:
     from evpack.cli.campaign_view import console, show_outcome, show_progress
     from evpack.plan.model import load_plan
     from evpack.rundir import RunDir
-    from evpack.runtime.outcome import campaign_outcome
+    from evpack.runtime.outcome import campaign_outcome, is_running
 
     run = RunDir(run_dir.absolute())
     screen = console()
-    show_progress(run, load_plan(run), screen)
+    plan = load_plan(run)
+    show_progress(run, plan, screen)
+    if is_running(run, plan):
+        print(f"run directory: {run.root}\nthe campaign runs; no verdict yet")
+        return CampaignExit.INCOMPLETE
     outcome = campaign_outcome(run)
     show_outcome(run, outcome, screen)
     return outcome.exit
@@ -144,8 +161,8 @@ def _run_id(quick: bool) -> str:
     return f"{'quick' if quick else 'run'}-{stamp}-{secrets.token_hex(2)}"
 
 
-def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple[RunDir, dict[str, Any]]:
-    """Everything that can be refused, refused now; the run directory and the conf of the DAG run.
+def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple[RunDir, dict[str, Any], str]:
+    """Everything that can be refused, refused now; the run directory, the conf of the DAG run, what part runs.
 
     The conf names what params and this environment set, so that an Airflow started elsewhere plans the same.
     """
@@ -154,13 +171,15 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
     from evpack.catalog.suites import settings_for
     from evpack.cli.plan import naming_default_suite
     from evpack.plan.model import load_plan
-    from evpack.steps.plan import dry_run, run_dir
+    from evpack.steps.plan import check_mode, dry_run, run_dir
 
     settings = settings_for(params, {}, os.environ, home)
     run = run_dir(settings, default_root)
-    if settings.resume is not None:
+    check_mode(run, settings.suite_mode)
+    if settings.resume is not None or settings.suite_mode == "run-only":
         load_plan(run)
-        return run, dict(params)
+        conf = {name: value for name, value in params.items() if name != "output_dir"}
+        return run, {**conf, "resume": str(run.root), "suite_mode": settings.suite_mode}, settings.suite_mode
     if run.plan.exists():
         raise BadInput(f"{run.root} holds a campaign already", f"go on with `evpack campaign resume {run.root}`")
     with naming_default_suite(params):
@@ -168,7 +187,7 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
     plain = settings_for({"suite": settings.suite}, {}, {}, home).to_json()
     conf = {name: value for name, value in settings.to_json().items() if value != plain[name]}
     conf.pop("signing_key", None)  # a secret's place: from the environment only
-    return run, {**conf, "suite": settings.suite}
+    return run, {**conf, "suite": settings.suite}, settings.suite_mode
 
 
 def _run_scheduled(deployment: Deployment, dag_id: str, run_id: str, conf: Mapping[str, Any], run: RunDir) -> None:

@@ -107,6 +107,21 @@ def show_outcome(run: RunDir, outcome: Outcome, screen: Console) -> None:
     screen.print(Text(f"Verdict: {outcome.exit.name}", style="bold"))
 
 
+def show_calibration(run: RunDir, outcome: Outcome, screen: Console) -> None:
+    """What a run that only calibrated left."""
+    if run.plan.is_file():
+        show_progress(run, load_plan(run), screen)
+    screen.print(Text(f"presets: {run.presets}"))
+    for problem in outcome.problems:
+        screen.print(Text(f"incomplete: {problem}"))
+    word = (
+        "INCOMPLETE"
+        if outcome.problems
+        else f"done; go on with: evpack campaign run --run-only --output-dir {run.root}"
+    )
+    screen.print(Text(f"Calibration: {word}", style="bold"))
+
+
 def show_progress(run: RunDir, plan: CampaignPlan, screen: Console) -> None:
     """Progress once, for `status`."""
     screen.print(_progress_table(read_progress(run, plan)))

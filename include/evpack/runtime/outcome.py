@@ -16,6 +16,7 @@ from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.build_pack import signing_key_of
+from evpack.steps.plan import uncalibrated
 from evpack.steps.state import read_marker, step_state
 
 CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
@@ -76,11 +77,22 @@ def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
     )
 
 
+def calibration_outcome(run: RunDir) -> Outcome:
+    """Judge a run that only calibrated: there is no verdict, but every model must have its preset."""
+    missing = uncalibrated(run, load_plan(run))
+    problems = (f"no preset of {', '.join(missing)}",) if missing else ()
+    exit_ = CampaignExit.INCOMPLETE if missing else CampaignExit.PASS
+    return Outcome(exit_, None, problems, None, None)
+
+
 def campaign_state(run: RunDir, plan: CampaignPlan) -> str:
-    """One word for a list: RUNNING while the process of some step is alive, else how the campaign ended."""
-    if any(step_state(run, step.id) == "running" for step in plan.steps):
-        return "RUNNING"
-    return campaign_outcome(run).exit.name
+    """One word for a list: RUNNING, else how the campaign ended."""
+    return "RUNNING" if is_running(run, plan) else campaign_outcome(run).exit.name
+
+
+def is_running(run: RunDir, plan: CampaignPlan) -> bool:
+    """Whether the process of some step is alive."""
+    return any(step_state(run, step.id) == "running" for step in plan.steps)
 
 
 def verify_command(run: RunDir, outcome: Outcome, home: Home) -> str | None:

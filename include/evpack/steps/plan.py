@@ -13,15 +13,17 @@ from typing import Any
 import evpack
 from evpack.catalog.suites import settings_for
 from evpack.data.preflight import check_source
+from evpack.errors import BadInput
 from evpack.files import utc_now
 from evpack.home import Home
 from evpack.pack.provenance import collect_source_repo
 from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
-from evpack.plan.model import CampaignPlan
+from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.settings_resolve import given_fields, unknown_variables
 from evpack.steps.build_pack import check_pack
+from evpack.steps.state import read_marker
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,10 @@ def open_campaign(
     warn_unknown(environ)
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
+    check_mode(run, settings.suite_mode)
     plan = plan_campaign(
         run,
-        settings,
+        settings.model_copy(update={"suite_mode": "full"}),  # the whole graph, whatever part of it runs now
         home,
         source_repo=_source_repo(environ),
         check_source=partial(check_source, home=home),
@@ -88,6 +91,32 @@ def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
     for name, near in unknown_variables(os.environ if environ is None else environ).items():
         mend = f"did you mean {near}?" if near else "docs/tuning.md lists every setting"
         log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
+
+
+def mode_of(params: Mapping[str, Any], home: Home, environ: Mapping[str, str] | None = None) -> str:
+    """Which part of the campaign runs now (PACK_SUITE_MODE): the whole graph is planned, only this part is started."""
+    return settings_for(params, {}, os.environ if environ is None else environ, home).suite_mode
+
+
+def check_mode(run: RunDir, mode: str) -> None:
+    """Refuse to run only what comes after calibration where calibration is not done.
+
+    Raises:
+        BadInput: naming the models without a preset.
+    """
+    if mode != "run-only":
+        return
+    if missing := uncalibrated(run, load_plan(run)):
+        raise BadInput(
+            f"run-only: no preset yet of {', '.join(missing)} in {run.root}",
+            "run it with --calibrate-only first, or as a whole with `evpack campaign resume`",
+        )
+
+
+def uncalibrated(run: RunDir, plan: CampaignPlan) -> list[str]:
+    """Labels of the models whose preset is not there, or not as its step left it."""
+    markers = {step.model: read_marker(run, step.id) for step in plan.steps_of(StepType.DERIVE_PRESET)}
+    return [model.label for model in plan.models if not ((marker := markers[model.name]) and marker.intact(run))]
 
 
 def run_dir(settings: Settings, default_root: Path | None = None) -> RunDir:

@@ -1,0 +1,87 @@
+"""Modes: the whole graph is planned, only a part of it is started. Steps are stand-ins here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from evpack.cli.main import build_app
+from evpack.errors import BadInput, CampaignExit, StepExit
+from evpack.home import Home
+from evpack.plan.model import load_plan
+from evpack.rundir import RunDir
+from evpack.runtime.outcome import calibration_outcome
+from evpack.runtime.threads import frozen_settings
+from evpack.steps.plan import open_campaign
+from evpack.steps.state import read_marker
+from tests.airflow.test_airflow_failures import cells, dag, play, stand_in  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.airflow
+
+
+def done(run: RunDir) -> set[str]:
+    return {step.id for step in load_plan(run).steps if read_marker(run, step.id) is not None}
+
+
+def test_calibrate_only_then_run_only_on_the_same_plan(
+    dag: Any,  # noqa: F811
+    cells: list[str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run = RunDir(tmp_path / "run")
+    state, tasks = play(dag, run.root, cells, suite_mode="calibrate-only")
+    assert state == "success"
+    assert done(run) == {"fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset"}
+    assert tasks["cpu_s.cells.create"] == {"skipped": 1}
+    assert [tasks[name] for name in ("compile_verdict", "build_pack", "verify_pack")] == [{"skipped": 1}] * 3
+    assert tasks["gate"] == {"success": 1}
+    assert not run.final_verdict.exists()
+    assert calibration_outcome(run).exit is CampaignExit.PASS
+    planned = load_plan(run)
+    assert len(planned.steps) == 3 + 2 * len(cells) + 3
+    assert frozen_settings(run).suite_mode == "full"
+
+    before = {name: read_marker(run, name) for name in done(run)}
+    state, tasks = play(
+        dag, run.root, cells, resume=str(run.root), output_dir=None, suite=None, scenarios=None, suite_mode="run-only"
+    )
+    assert tasks["cpu_s.models.calibrate"] == {"skipped": 1}
+    assert tasks["cpu_s.cells.evaluate"] == {"success": len(cells)}
+    assert tasks["compile_verdict"] == {"success": 1}
+    assert load_plan(run).digest() == planned.digest()
+    assert {name: read_marker(run, name) for name in before} == before
+
+
+def test_a_failed_calibration_makes_calibrate_only_red(
+    dag: Any,  # noqa: F811
+    cells: list[str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAKE_STEP_FAILS", json.dumps({"fixture.calibrate": int(StepExit.PERMANENT)}))
+    state, tasks = play(dag, tmp_path / "run", cells, suite_mode="calibrate-only")
+    assert state == "failed"
+    assert tasks["gate"] == {"failed": 1}
+    outcome = calibration_outcome(RunDir(tmp_path / "run"))
+    assert outcome.exit is CampaignExit.INCOMPLETE and "no preset of fixture" in outcome.line()
+
+
+def test_run_only_needs_presets(cells: list[str], tmp_path: Path) -> None:  # noqa: F811
+    home, root = Home(tmp_path / "home"), tmp_path / "run"
+    params = {"suite": "fixture", "scenarios": cells, "output_dir": str(root), "num_gpus": 0}
+    with pytest.raises(BadInput, match="holds no plan"):
+        open_campaign({**params, "suite_mode": "run-only"}, home, environ={})
+    assert not root.exists()
+    open_campaign({**params, "suite_mode": "calibrate-only"}, home, environ={})
+    with pytest.raises(BadInput, match="no preset yet of fixture"):
+        open_campaign({"resume": str(root), "suite_mode": "run-only"}, home, environ={})
+    open_campaign({"resume": str(root)}, home, environ={})
+
+
+def test_both_modes_at_once_are_refused() -> None:
+    result = CliRunner().invoke(build_app(), ["campaign", "run", "--calibrate-only", "--run-only"])
+    assert isinstance(result.exception, BadInput)
