@@ -1,11 +1,13 @@
 """Stands for `evpack step`: everything around a step is real (needs, markers, leases, records), its work is a pause.
 
-The pause is the formula's, times EVPACK_STUDY_SCALE; with 0 a step ends at once.
+The pause is the formula's, times the first number of EVPACK_STUDY_SCALES for steps on devices and the second for all
+others; with 0 a step ends at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -15,16 +17,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from evpack.files import write_atomic
+from evpack.plan.memory import SCORING
 from evpack.runtime.leases import lease_devices
 from evpack.steps import runner
 from evpack.steps.base import StepContext, StepFunction
 
-SCALE_ENV = "EVPACK_STUDY_SCALE"
+SCALES_ENV = "EVPACK_STUDY_SCALES"
 
 
 def pause(ctx: StepContext) -> list[Path]:
     """Wait, and publish a line."""
-    scale = float(os.environ.get(SCALE_ENV, "0"))
+    scales = json.loads(os.environ.get(SCALES_ENV, "[0, 0]"))
+    scale = scales[0 if ctx.step.type in SCORING else 1]
     if scale:
         from studies.scheduling.durations import Host, by_formula
         from studies.scheduling.shapes import FULL

@@ -22,7 +22,7 @@ from evpack.files import write_json
 from evpack.home import ENV_NAME, Home
 from evpack.plan.nvml import SIMULATED_ENV
 from evpack.rundir import RunDir
-from studies.scheduling.sham_step import SCALE_ENV
+from studies.scheduling.sham_step import SCALES_ENV
 from studies.scheduling.shapes import pretend_hub
 from studies.scheduling.tasks import CPU, GPU
 
@@ -82,13 +82,21 @@ class Stage:
 
 @contextmanager
 def stage(
-    folder: Path, models: Sequence[str], *, devices: int, cpu_slots: int, scale: float, inline: bool = False
+    folder: Path,
+    models: Sequence[str],
+    *,
+    devices: int,
+    cpu_slots: int,
+    scale: float,
+    cpu_scale: float | None = None,
+    inline: bool = False,
 ) -> Iterator[Stage]:
     """Start Airflow in a new home below `folder`, with models of the full suite and pretended 80 GB devices.
 
     Args:
         cpu_slots: slots of the pool `cpu`, whatever this machine has.
-        scale: seconds of a step per second of the formula.
+        scale: seconds of a step on devices per second of the formula.
+        cpu_scale: the same of all other steps; `scale` when None.
         inline: run steps in the process of their task.
     """
     home = Home(folder / "home").create()
@@ -97,7 +105,8 @@ def stage(
     gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(devices)]}))
     slots = {GPU: devices, CPU: cpu_slots}
     deployment = Deployment.locate(home, {PROJECT_ENV: str(_project(folder / "project", inline))})
-    variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALE_ENV: str(scale)}
+    scales = json.dumps([scale, scale if cpu_scale is None else cpu_scale])
+    variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALES_ENV: scales}
     with (
         mock.patch.dict(os.environ, variables),
         mock.patch.object(embedded, "pool_slots", lambda: slots),

@@ -38,6 +38,11 @@ def test_a_bar_per_device_and_one_on_the_processor() -> None:
     assert "1: M" in svg
 
 
+def test_devices_stand_in_the_order_of_their_numbers() -> None:
+    svg = timeline([Bar("m", "evaluate", "M", 0, 1, ("GPU-10", "GPU-9"))], ["GPU-2"])
+    assert re.findall(r"GPU-\d+", svg) == ["GPU-2", "GPU-9", "GPU-10"]
+
+
 def test_no_attempt_is_a_picture_too() -> None:
     assert titles(timeline([])) == []
 

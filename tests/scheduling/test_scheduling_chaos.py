@@ -116,9 +116,10 @@ class Arena:
 
     def component(self, name: str) -> int | None:
         """The process of a component of the running Airflow."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
             for session in read_json(self.home.airflow / "embedded.json")["sessions"]:
-                if session["name"] == name and psutil.pid_exists(session["sid"]):
+                alive = psutil.Process(session["sid"]).status() != psutil.STATUS_ZOMBIE
+                if session["name"] == name and alive:
                     return int(session["sid"])
         return None
 

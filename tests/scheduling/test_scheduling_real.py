@@ -16,12 +16,24 @@ from evpack.steps.timeline import TIMELINE_NAME
 from studies.scheduling.shapes import full_models
 from studies.scheduling.stage import FIXTURE, Stage, stage
 from studies.scheduling.tasks import CPU, GPU
-from tests.scheduling.traces import agreement, check_devices, check_order, check_pools, moment, ran, simulated, step_ids
+from tests.scheduling.traces import (
+    agreement,
+    check_devices,
+    check_fairness,
+    check_order,
+    check_pools,
+    moment,
+    ran,
+    simulated,
+    step_ids,
+)
 
 pytestmark = pytest.mark.airflow
 
 SMALL = ["mistralai/Mistral-7B-v0.1", "01-ai/Yi-34B", "Qwen/Qwen1.5-72B"]
 SLOTS = {GPU: 8, CPU: 4}
+KEEP = os.environ.get("EVPACK_KEEP_TIMELINE")
+"""Directory that gets the pictures, when set."""
 AGREE = 0.9
 """Share of starts in the simulator's order: the rest is what the machine's own load moves."""
 TUNED = {
@@ -44,6 +56,7 @@ def check_run(at: Stage, names: list[str], tied_s: float) -> None:
     assert all(task["state"] == "success" for task in ran(together))
     assert len(ran(together)) == sum(len(load_plan(run).steps) - 3 for run in runs)
     check_order(together)
+    check_fairness(steps)
     most = check_pools(together, SLOTS)
     check_devices(runs)
     assert all((run.analysis / TIMELINE_NAME).is_file() for run in runs)
@@ -72,7 +85,7 @@ def test_two_campaigns_at_once_share_the_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["small_first", "large_first"])
 def test_the_full_suite(tmp_path: Path, order: str) -> None:
     models = full_models()
-    with stage(tmp_path, models, devices=8, cpu_slots=4, scale=0.05) as at:
+    with stage(tmp_path, models, devices=8, cpu_slots=4, scale=0.15, cpu_scale=0.01) as at:
         run = at.start(order, models=models, order=order)
         at.wait(order)
         check_run(at, [order], tied_s=5.0)
@@ -83,8 +96,8 @@ def test_the_full_suite(tmp_path: Path, order: str) -> None:
     first = min(moment(task, "queued_when") for task in steps if task["task_id"] == "gpu1_s.cells.evaluate")
     last_preset = max(moment(task, "end_date") for task in steps if task["task_id"] == "gpu4_x.models.derive_preset")
     assert first < last_preset  # no lane waits for another lane's presets
-    if keep := os.environ.get("EVPACK_KEEP_TIMELINE"):
-        shutil.copy(run.analysis / TIMELINE_NAME, Path(keep) / f"timeline_{order}.svg")
+    if KEEP:
+        shutil.copy(run.analysis / TIMELINE_NAME, Path(KEEP) / f"timeline_{order}.svg")
 
 
 @pytest.mark.slow

@@ -29,15 +29,29 @@ def ran(steps: Steps) -> list[Mapping[str, Any]]:
     return [task for task in steps if task["queued_when"]]
 
 
+def rank(task: Mapping[str, Any]) -> tuple[int, str, int]:
+    """Airflow's order: weight, age of the run, place in the list; the smallest goes first."""
+    return (-task["priority_weight"], task["logical_date"], task["map_index"])
+
+
 def check_order(steps: Steps) -> None:
-    """Nothing was chosen while something heavier that needs no more slots was waiting for the same pool."""
+    """Nothing was chosen while something waited for the same pool that goes before it and needs no more slots."""
     for chosen in ran(steps):
         at = moment(chosen, "queued_when")
         for other in ran(steps):
-            heavier = other["pool"] == chosen["pool"] and other["priority_weight"] > chosen["priority_weight"]
-            if heavier and other["pool_slots"] <= chosen["pool_slots"]:
+            before = other["pool"] == chosen["pool"] and rank(other) < rank(chosen)
+            if before and other["pool_slots"] <= chosen["pool_slots"]:
                 waited = moment(other, "scheduled_when") + TIED_S < at < moment(other, "queued_when")
                 assert not waited, f"{chosen['task_id']}[{chosen['map_index']}] passed {other['task_id']}"
+
+
+def check_fairness(steps: Mapping[str, Steps]) -> None:
+    """Campaigns that run at once all get devices before any of them is done."""
+    starts = {
+        name: sorted(moment(task, "queued_when") for task in ran(found) if task["task_id"].endswith("evaluate"))
+        for name, found in steps.items()
+    }
+    assert max(times[0] for times in starts.values()) < min(times[-1] for times in starts.values())
 
 
 def check_pools(steps: Steps, slots: Mapping[str, int]) -> int:

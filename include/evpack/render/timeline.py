@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,11 +48,11 @@ def timeline(bars: Sequence[Bar], devices: Sequence[str] = ()) -> str:
     Each model has a colour and a number; `calibrate` has a dark rim, a failed attempt a dashed red one.
 
     Args:
-        devices: rows to draw even when nothing held them; others follow as they appear.
+        devices: rows to draw even when nothing held them.
     """
     begin = min((bar.start for bar in bars), default=0.0)
     length = max((bar.end for bar in bars), default=0.0) - begin or 1.0
-    names = list(dict.fromkeys([*devices, *(device for bar in bars for device in sorted(bar.devices))]))
+    names = sorted({*devices, *(device for bar in bars for device in bar.devices)}, key=_natural)
     slots = _slots([bar for bar in bars if not bar.devices])
     models = list(dict.fromkeys(bar.model for bar in bars if bar.model))
     at_once = max(slots.values(), default=-1) + 1
@@ -80,6 +81,12 @@ def timeline(bars: Sequence[Bar], devices: Sequence[str] = ()) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="timeline of the campaign" {size}>'
     background = '<rect width="100%" height="100%" fill="#fff"/>'
     return f"{head}<style>{_STYLE}</style>{background}{''.join(parts)}</svg>\n"
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Numbers in a name sort as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _slots(bars: Sequence[Bar]) -> dict[int, int]:
