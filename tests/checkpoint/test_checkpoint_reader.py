@@ -94,7 +94,9 @@ def test_a_missing_directory_is_the_operators_fault(tmp_path):
 def test_a_missing_shard_is_named(make_checkpoint, tensors):
     root = make_checkpoint(tensors, shards=3)
     (root / "model-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-1\.safetensors .*missing"):
+    weight_map = json.loads((root / INDEX).read_text())["weight_map"]
+    lost = min(name for name, shard in weight_map.items() if shard == "model-1.safetensors")
+    with pytest.raises(CheckpointError, match=rf"model-1\.safetensors, .* for tensor '{lost}', is missing \(1 of 3"):
         Checkpoint(root)
 
 

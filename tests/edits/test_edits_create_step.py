@@ -1,4 +1,7 @@
+import errno
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,6 @@ from evpack.home import Home
 from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
-from evpack.steps import create as create_module
 from evpack.steps.base import StepContext
 from evpack.steps.create import create
 
@@ -49,9 +51,12 @@ MODEL = ModelPlan(
 @pytest.fixture
 def context(tmp_path, block, checkpoint_of):
     """The context of a create step over a model that was set up."""
+    return set_up(tmp_path, checkpoint_of(block))
+
+
+def set_up(tmp_path, checkpoint):
     run = RunDir(tmp_path / "run")
     model = run.model("tiny")
-    checkpoint = checkpoint_of(block)
     model.baseline.parent.mkdir(parents=True)
     model.baseline.symlink_to(checkpoint.path)
     write_profile(model.profile, build_profile(checkpoint, model_id="tiny", revision=None))
@@ -111,27 +116,69 @@ def test_a_skipped_edit_succeeds_without_output(context):
     assert not ctx.run.model("tiny").variant("quant").exists()
 
 
-def test_nothing_is_left_when_the_edit_cannot_be_made(context):
-    ctx = context("quant", resolved("quant_rtn:4:8:ffn@layer=9"))
-    with pytest.raises(BadInput, match="layer 9"):
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def non_finite(value):
+    def damage(tensor):
+        tensor[0, 3] = value
+        return tensor
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "spec", "error", "says"),
+    [
+        (non_finite(float("nan")), SPEC, CheckpointError, f"'{DOWN}' holds 1 non-finite"),
+        (non_finite(float("-inf")), SPEC, CheckpointError, f"'{DOWN}' holds 1 non-finite"),
+        (non_finite(1e38), "fp8_quant:e5m2:ffn", CheckpointError, f"1 entries of tensor '{DOWN}' non-finite"),
+        (torch.Tensor.double, SPEC, CheckpointError, f"'{DOWN}' has element type F64"),
+        (torch.Tensor.char, SPEC, CheckpointError, f"'{DOWN}' has element type I8"),
+        (torch.Tensor.clone, "lowrank_svd:9:ffn@layer=1", BadInput, rf"rank 9 .*'{DOWN}' \(8 x 12\)"),
+        (torch.Tensor.clone, "quant_rtn:4:8:ffn@layer=9", BadInput, "layer 9"),
+        (torch.zeros_like, "quant_rtn:4:8:ffn@layer=1", CheckpointError, "changed no byte"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, block, checkpoint_of, damage, spec, error, says):
+    damaged = block | {DOWN: damage(block[DOWN])}
+    if "no byte" in says:
+        damaged |= {name: damage(tensor) for name, tensor in block.items() if "layers.1.mlp" in name}
+    ctx = set_up(tmp_path, checkpoint_of(damaged))("quant", resolved(spec))
+    with pytest.raises(error, match=says):
         create(ctx)
-    assert [p.name for p in ctx.run.model("tiny").variant("quant").parent.iterdir()] == ["baseline"]
+    assert left_beside_the_baseline(ctx) == []
+
+
+@pytest.mark.parametrize("name", ["quant", "nan"])
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(context, monkeypatch, name):
+    class Device(io.FileIO):
+        """Has room for a part of the first tensor."""
+
+        room = 100
+
+        def write(self, data):
+            if self.room <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.room -= 50
+            return super().write(data[:50])
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Device(path, "x") if a == ("xb",) else real(path, *a, **k))
+    ctx = context(name, resolved() if name == "quant" else None)
+    with pytest.raises(DiskFull, match=r"no space left while writing tensor '.*proj\.weight'"):
+        create(ctx)
+    assert left_beside_the_baseline(ctx) == []
+
+
+def left_beside_the_baseline(ctx):
+    """Whatever stands where a variant would."""
+    return [path.name for path in ctx.run.model("tiny").baseline.parent.iterdir() if path.name != "baseline"]
 
 
 def test_an_unknown_error_type_is_bad_input(context):
     with pytest.raises(BadInput, match="meteor"):
         create(context("meteor"))
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(context, monkeypatch):
-    def no_room(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(create_module, "apply_edits", no_room)
-    ctx = context("quant", resolved())
-    with pytest.raises(DiskFull, match="no space left"):
-        create(ctx)
-    assert not ctx.run.model("tiny").variant("quant").exists()
 
 
 def test_a_truncated_baseline_is_named(context):

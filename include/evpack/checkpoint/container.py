@@ -65,6 +65,7 @@ class TensorInfo:
 class Slot:
     """Where a tensor's bytes are."""
 
+    name: str
     path: Path
     offset: int
     """From the start of the file, bytes."""
@@ -101,10 +102,11 @@ def read_tensor(slot: Slot) -> torch.Tensor:
     """Read one tensor into memory of its own.
 
     Raises:
-        CheckpointError: when the file has become shorter than its header says.
+        CheckpointError: naming the tensor, when the file has become unreadable or shorter than its header says.
     """
     import torch
 
+    what = f"{slot.path}: tensor {slot.name!r}"
     buffer = memory.empty(slot.info.nbytes)
     view = buffer.numpy().data
     try:
@@ -114,9 +116,9 @@ def read_tensor(slot: Slot) -> torch.Tensor:
             while done < len(view) and (count := handle.readinto(view[done:])):
                 done += count
     except OSError as error:
-        raise CheckpointError(f"{slot.path}: cannot be read ({error.strerror})", _MEND) from error
+        raise CheckpointError(f"{what} cannot be read ({error.strerror})", _MEND) from error
     if done < len(view):
-        raise CheckpointError(f"{slot.path}: ends at byte {slot.offset + done}, in the middle of a tensor", _MEND)
+        raise CheckpointError(f"{what}: the file ends at byte {slot.offset + done}, in the middle of it", _MEND)
     return buffer.view(getattr(torch, DTYPES[slot.info.dtype][0])).reshape(slot.info.shape)
 
 
@@ -248,7 +250,7 @@ def _slot(path: Path, name: str, entry: Any, data_start: int) -> Slot:
     nbytes = math.prod(shape) * DTYPES[dtype][1]
     if end - start != nbytes:
         raise CheckpointError(f"{what} of shape {shape} needs {nbytes} bytes but its offsets hold {end - start}", _MEND)
-    return Slot(path, data_start + start, TensorInfo(dtype, tuple(shape), nbytes))
+    return Slot(name, path, data_start + start, TensorInfo(dtype, tuple(shape), nbytes))
 
 
 def _check_layout(path: Path, slots: dict[str, Slot], data_start: int, size: int) -> None:

@@ -180,7 +180,8 @@ def _shards(path: Path) -> dict[Path, frozenset[str] | None]:
     missing = sorted(shard for shard in tensors if not (path / shard).is_file())
     if missing:
         raise CheckpointError(
-            f"{path}: shard {missing[0]} named by the index is missing ({len(missing)} of {len(tensors)} shards)",
+            f"{path}: shard {missing[0]}, which the index names for tensor {min(tensors[missing[0]])!r}, is missing "
+            f"({len(missing)} of {len(tensors)} shards)",
             "fetch the missing shard",
         )
     return {path / shard: frozenset(names) for shard, names in sorted(tensors.items())}
