@@ -84,13 +84,14 @@ class Supervisor:
     """The process that looks after a container; when it is gone, so should be the container."""
 
     host: str
+    """Where its id means something: the host, and the process namespace there."""
     pid: int
     started: float
 
     @classmethod
     def this(cls) -> Supervisor:
         """The process that asks."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        return cls(_process_space(), os.getpid(), psutil.Process().create_time())
 
     @classmethod
     def parse(cls, label: str) -> Supervisor | None:
@@ -106,7 +107,7 @@ class Supervisor:
 
     def is_gone(self) -> bool:
         """Whether it ended; what another host supervises cannot be told from here and counts as there."""
-        if self.host != socket.gethostname():
+        if self.host != _process_space():
             return False
         try:
             found = psutil.Process(self.pid)
@@ -263,6 +264,11 @@ def _converts(plan: CampaignPlan, step: StepPlan, home: Home) -> bool:
     return (
         model.source.format != "safetensors" and not converted_dir(home, model.id, model.source.revision or "").is_dir()
     )
+
+
+def _process_space() -> str:
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.readlink()}" if namespace.is_symlink() else socket.gethostname()
 
 
 def pretended() -> bool:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evpack.data.sources import source_from
-from evpack.errors import EvidenceError, StepExit
+from evpack.errors import BadInput, EvidenceError, StepExit
 from evpack.files import read_json, write_json
 from evpack.home import Home
+from evpack.pack.provenance import BAKED
 from evpack.plan.model import load_plan
 from evpack.plan.sources import fetch_snapshot
 from evpack.rundir import RunDir
@@ -82,6 +83,7 @@ def work_alone(
     published: list[Path] = []
 
     def work() -> None:
+        _need_same_code(run)
         published.extend(work_here(ctx, leased.append, lease))
 
     exit_, error = attempted(work, step, own_process=True)
@@ -112,6 +114,21 @@ def fetch(ctx: StepContext) -> tuple[Path, ...]:
     if model.source.kind == "hub":
         fetch_snapshot(model.id, model.source.revision or "", ctx.settings, ctx.home)
     return source_from(ctx.settings, ctx.home).files
+
+
+def _need_same_code(run: RunDir) -> None:
+    """What is computed here counts as computed by the code that planned the campaign, so it has to be that code.
+
+    Raises:
+        BadInput: when the provenance built into this package names another commit.
+    """
+    if BAKED.is_file() and run.source_repo.is_file():
+        here, planned = read_json(BAKED)["commit"], read_json(run.source_repo)["commit"]
+        if here != planned:
+            raise BadInput(
+                f"this image holds evpack at commit {here}, the campaign was planned by {planned}",
+                "build the worker image from the code that plans (`make worker-image`) and name it",
+            )
 
 
 def _names(paths: Iterable[Path], run: RunDir) -> list[str]:
