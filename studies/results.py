@@ -65,10 +65,10 @@ QUESTIONS = (
         _fault("rank_collapse"),
         lower=True,
     ),
-    Question("Edge risks moved", "edge_rms", "rmt.epsilon", _changes_no_rank, _fault("rmt_norm_noise")),
+    Question("Edge risks moved", "edge_trimmed", "rmt.epsilon", _changes_no_rank, _fault("rmt_norm_noise")),
     Question(
         "Edge risks moved by an edit that lowers ranks",
-        "edge_rms",
+        "edge_trimmed",
         "rmt.epsilon_lower_rank",
         _clean_svd,
         lambda row: row.subject.id.startswith("svd_rank32_stress"),
@@ -82,7 +82,17 @@ QUESTIONS = (
     ),
 )
 """Each threshold that is chosen here, with what it must let pass and what it must catch."""
-ALTERNATIVES = ("edge_rms", "edge_mean", "edge_median", "edge_trimmed", "edge_norms_rms", "edge_norms_mean")
+ALTERNATIVES = (
+    "edge_trimmed",
+    "edge_trimmed_by_a_tenth",
+    "edge_trimmed_by_a_third",
+    "edge_mean",
+    "edge_median",
+    "edge_rms",
+    "edge_family_rms_max",
+    "edge_norms_mean",
+    "edge_norms_rms",
+)
 """Ways to sum up edge risks that were held against each other."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from evpack.catalog.policy import Policy
 from evpack.guards.hooks_records import ActivationRecords
-from evpack.guards.rmt import mean_risks
+from evpack.guards.rmt import mean_risks, trimmed_mean
 from evpack.guards.spectral_records import family
 from evpack.steps.guarding import ACTIVATIONS_FILE
 from evpack.verdict.outcome import RunOutcome
@@ -79,9 +79,9 @@ def edge_statistics(ground: Ground, subject: Subject, run: int) -> dict[str, flo
         "edge_rms": _rms(moved.values()),
         "edge_mean": fmean(sizes),
         "edge_median": median(sizes),
-        "edge_trimmed": fmean(sizes[: max(1, math.ceil(0.9 * len(sizes)))]),
-        "edge_q25": sizes[len(sizes) // 4],
-        "edge_family_rms_min": min(map(_rms, families.values())),
+        "edge_trimmed": trimmed_mean(moved.values()),
+        "edge_trimmed_by_a_tenth": trimmed_mean(moved.values(), 0.1),
+        "edge_trimmed_by_a_third": trimmed_mean(moved.values(), 1 / 3),
         "edge_family_rms_max": max(map(_rms, families.values())),
         "edge_norms_rms": _rms(d for name, d in moved.items() if "norm" in name),
         "edge_norms_mean": fmean([abs(d) for name, d in moved.items() if "norm" in name] or [0.0]),

@@ -20,6 +20,7 @@ from evpack.guards.hooks_records import ActivationRecords, ModuleActivations, ev
 
 POLICY = resolve_policy("balanced", "small")
 EPSILON = POLICY.number("rmt.epsilon")
+EPSILON_RMS = POLICY.number("rmt.epsilon_rms")
 SEQ, WINDOWS = 12, 10
 
 
@@ -184,29 +185,47 @@ def moved(*logs: float) -> ActivationRecords:
 
 def test_equal_activations_pass() -> None:
     result, block = rmt.assess(moved(0, 0, 0, 0), BASELINE, POLICY)
-    assert (result.status, block["rms_log_ratio"], block["stable"]) == ("pass", 0.0, True)
+    assert (result.status, block["rms_log_ratio"], block["trimmed_mean_log_ratio"]) == ("pass", 0.0, 0.0)
+    assert block["stable"]
 
 
 @given(st.lists(st.floats(-0.1, 0.1), min_size=4, max_size=4))
-def test_the_statistic_is_the_root_mean_square_in_either_direction(logs: list[float]) -> None:
-    expected = math.sqrt(sum(d * d for d in logs) / 4)
+def test_both_statistics_count_in_either_direction_and_each_has_its_limit(logs: list[float]) -> None:
+    rms, trimmed = math.sqrt(sum(d * d for d in logs) / 4), sum(map(abs, logs)) / 4  # of four, none is left out
     result, block = rmt.assess(moved(*logs), BASELINE, POLICY)
     mirrored = rmt.assess(moved(*(-d for d in logs)), BASELINE, POLICY)[1]
-    assert block["rms_log_ratio"] == pytest.approx(expected, abs=1e-12)
-    assert mirrored["rms_log_ratio"] == pytest.approx(expected, abs=1e-12)
-    if abs(expected - EPSILON) > 1e-9:
-        assert result.passed is (expected <= EPSILON)
+    for found in (block, mirrored):
+        assert found["rms_log_ratio"] == pytest.approx(rms, abs=1e-12)
+        assert found["trimmed_mean_log_ratio"] == pytest.approx(trimmed, abs=1e-12)
+    if abs(trimmed - EPSILON) > 1e-9 and abs(rms - EPSILON_RMS) > 1e-9:
+        assert result.passed is (trimmed <= EPSILON and rms <= EPSILON_RMS)
 
 
-def test_one_module_among_many_is_seen() -> None:
-    result, block = rmt.assess(moved(0, 0, 0.2, 0), BASELINE, POLICY)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_the_trimmed_mean_leaves_out_the_largest_fifth_and_never_all(sizes: list[float]) -> None:
+    kept = sorted(sizes)[: len(sizes) - math.floor(0.2 * len(sizes) + 1e-9)]
+    assert rmt.trimmed_mean([-size for size in sizes]) == pytest.approx(sum(kept) / len(kept))
+
+
+def test_one_module_that_moved_far_among_many_is_seen_though_the_trimmed_mean_leaves_it_out() -> None:
+    names = [f"model.layers.{i}.mlp.down_proj" for i in range(10)]
+    baseline = activations("baseline", dict.fromkeys(names, 2.0))
+    subject = activations("subject", dict.fromkeys(names, 2.0) | {names[2]: 2.4})
+    result, block = rmt.assess(subject, baseline, POLICY)
+    assert (result.status, [v.type for v in result.violations]) == ("fail", ["edge_risk_moved_far"])
+    assert block["trimmed_mean_log_ratio"] == 0.0
+    assert block["top_modules"][0]["module"] == names[2]
+
+
+def test_many_modules_that_moved_a_little_are_seen_though_the_root_mean_square_is_small() -> None:
+    result, block = rmt.assess(moved(*[EPSILON * 1.1] * 4), BASELINE, POLICY)
     assert (result.status, [v.type for v in result.violations]) == ("fail", ["edge_risk_moved"])
-    assert block["top_modules"][0]["module"] == NAMES[2]
+    assert block["rms_log_ratio"] < EPSILON_RMS
 
 
 def test_a_clean_edit_that_lowers_rank_has_an_epsilon_of_its_own() -> None:
     own = POLICY.number("rmt.epsilon_lower_rank")
-    subject = moved(*[(EPSILON + own) / 2] * 4)
+    subject = moved(*[(EPSILON_RMS + own) / 2] * 4)
     assert rmt.assess(subject, BASELINE, POLICY)[0].status == "fail"
     assert rmt.assess(subject, BASELINE, POLICY, lowers_rank=True)[0].status == "pass"
     assert rmt.assess(moved(*[own * 1.1] * 4), BASELINE, POLICY, lowers_rank=True)[0].status == "fail"

@@ -1,15 +1,18 @@
 """RMT guard: how much the activations' largest singular values moved against the baseline on the same windows.
 
 Pure: two sets of records and a policy in, findings out. Per module the edge risks of the sampled windows are
-averaged; ``d = ln(subject / baseline)`` of the averages; the statistic is the root mean square of d over all
-modules, so that a change counts in either direction and wherever it happens. The reference's maximum per family
-hides all but one module; it is reported beside it and decides nothing.
+averaged; ``d = ln(subject / baseline)`` of the averages, so that a change counts in either direction. Two statistics
+are held against limits. The mean of |d| without the fifth of the modules that moved most shows damage that moves all
+modules a little, and clean edits hardly, which move the modules that they edit. The root mean square shows what the
+first leaves out: a few modules that moved far. See docs/decisions/0010-two-edge-risk-statistics.md. The reference's
+maximum per family hides all but one module; it is reported beside them and decides nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +24,9 @@ from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import family
 
 NAME = "rmt"
+TRIMMED = 0.2
+"""Share of the modules that is left out, those that moved most (the usual one of a trimmed mean)."""
+_WORDS = {"trimmed_mean": "trimmed mean", "rms": "root mean square"}
 _TOP = 5
 """Modules shown in a report."""
 
@@ -38,26 +44,53 @@ def assess(
         EvidenceError: when the two are not of the same windows, or nothing was measured.
     """
     require_same_windows(subject, baseline)
-    epsilon = policy.number("rmt.epsilon_lower_rank" if lowers_rank else "rmt.epsilon")
     before, now = mean_risks(baseline), mean_risks(subject)
     if not before:
         raise EvidenceError("no module of the baseline has an edge risk", "the RMT guard cannot judge this model")
     moved = {n: math.log(now[n] / risk) for n, risk in before.items() if n in now}
     lost = sorted(before.keys() - now.keys())
     shapes = sorted(n for n in moved if subject.modules[n].m != baseline.modules[n].m)
-    statistic = math.sqrt(fmean(d * d for d in moved.values())) if moved else None
+    found = Moved.of(moved.values()) if moved else None
+    limits = _limits(policy, lowers_rank)
     findings = []
     if lost:
         text = "modules that the baseline scores have no finite edge risk"
         findings.append(about("edge_risk_lost", "fatal", text, lost))
     if shapes:
         findings.append(about("rows_changed", "fatal", "modules whose matrices have other rows", shapes))
-    if statistic is not None and statistic > epsilon:
-        worst = sorted(moved, key=lambda name: -abs(moved[name]))
-        text = f"root mean square of ln edge risk ratio {statistic:.4g}, at most {epsilon:g} allowed"
-        findings.append(about("edge_risk_moved", "fatal", text, worst))
-    result = GuardResult(NAME, "post", tuple(findings), metrics={"statistic": statistic})
-    return result, _block(result, statistic, epsilon, moved, before, now, subject, policy)
+    worst = sorted(moved, key=lambda name: -abs(moved[name]))
+    for kind, what in (("trimmed_mean", "edge_risk_moved"), ("rms", "edge_risk_moved_far")):
+        if found is not None and (value := getattr(found, kind)) > limits[kind]:
+            text = f"{_WORDS[kind]} of ln edge risk ratio {value:.4g}, at most {limits[kind]:g} allowed"
+            findings.append(about(what, "fatal", text, worst))
+    result = GuardResult(NAME, "post", tuple(findings), metrics={"statistic": found and found.trimmed_mean})
+    return result, _block(result, found, limits, moved, before, now, subject, policy)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far the modules of a model moved: ln ratios summed up in two ways."""
+
+    trimmed_mean: float
+    """Mean size without the share that is largest."""
+    rms: float
+    """Root mean square over all."""
+
+    @classmethod
+    def of(cls, changes: Collection[float]) -> Moved:
+        """Of at least one change."""
+        return cls(trimmed_mean(changes), math.sqrt(fmean(d * d for d in changes)))
+
+
+def _limits(policy: Policy, lowers_rank: bool) -> dict[str, float]:
+    keys = {"trimmed_mean": "rmt.epsilon", "rms": "rmt.epsilon_rms"}
+    return {kind: policy.number("rmt.epsilon_lower_rank" if lowers_rank else key) for kind, key in keys.items()}
+
+
+def trimmed_mean(changes: Collection[float], left_out: float = TRIMMED) -> float:
+    """Mean size of the changes without the share of them that is largest; at least one of them always counts."""
+    sizes = sorted(map(abs, changes))
+    return fmean(sizes[: max(1, math.ceil((1.0 - left_out) * len(sizes)))])
 
 
 def require_same_windows(subject: ActivationRecords, baseline: ActivationRecords) -> None:
@@ -84,8 +117,8 @@ def mean_risks(records: ActivationRecords) -> dict[str, float]:
 
 def _block(
     result: GuardResult,
-    statistic: float | None,
-    epsilon: float,
+    found: Moved | None,
+    limits: Mapping[str, float],
     moved: Mapping[str, float],
     before: Mapping[str, float],
     now: Mapping[str, float],
@@ -97,9 +130,11 @@ def _block(
         "status": result.status,
         "action": result.action,
         "stable": result.passed,
-        "statistic": "rms_log_edge_risk_ratio",
-        "rms_log_ratio": statistic,
-        "epsilon": epsilon,
+        "statistic": "trimmed_mean_abs_log_edge_risk_ratio",
+        "trimmed_mean_log_ratio": found and found.trimmed_mean,
+        "epsilon": limits["trimmed_mean"],
+        "rms_log_ratio": found and found.rms,
+        "epsilon_rms": limits["rms"],
         "failures": [violation.to_json() for violation in result.violations],
         "summary": {
             "modules": len(before),
