@@ -18,7 +18,7 @@ if ! cmp -s "$context/requirements.txt" "$context/wheels/requirements.txt"; then
     "${pip[@]}" download --dest "$context/wheels" --find-links "$context/wheels" -r "$context/requirements.txt" >&2
     cp "$context/requirements.txt" "$context/wheels/requirements.txt"
 fi
-rm -rf "$context/own"
+rm -rf "$context/own" build  # what an earlier wheel was made of would go into this one too
 "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$context/own" . >&2
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 # The classic builder: a plain engine has it, and nothing here needs another.
