@@ -127,3 +127,11 @@ def test_airflow_calls_the_hook(deployment: Any) -> None:
     settings.task_instance_mutation_hook(instance, dag_run=SimpleNamespace(conf={"order": "large_first"}))
     assert get_policy_plugin_manager().hook.task_instance_mutation_hook.get_hookimpls()
     assert instance.priority_weight == task_weight(TASK, 3, "large_first")
+
+
+def test_no_lane_waits_for_another_lane() -> None:
+    dag = build_dags()[0]
+    for task in dag.tasks:
+        lane, dot, _ = task.task_id.partition(".")
+        if dot:
+            assert {upstream.partition(".")[0] for upstream in task.upstream_task_ids} <= {lane, "plan"}
