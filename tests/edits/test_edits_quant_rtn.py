@@ -3,7 +3,8 @@ import torch  # noqa: TID253
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
+from evpack.catalog.edit_spec import MAX_BITS, parse_edit_spec, resolve_edit
+from evpack.checkpoint.container import same_bytes
 from evpack.edits import kernel as kernel_module
 from evpack.edits import kernel_for
 
@@ -50,6 +51,20 @@ def test_error_is_at_most_half_a_step_and_levels_are_few(weight, bits, group):
         step = part.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
         assert bool(((part - rounded).abs() <= step * 0.5 * (1 + 1e-5)).all())
         assert all(row.unique().numel() <= 2**bits for row in rounded)
+
+
+@given(
+    matrices(torch.float32), st.integers(1, MAX_BITS), st.integers(0, 41), st.sampled_from([1e-38, 1e-12, 1.0, 7e37])
+)
+def test_equals_the_formula_whatever_the_size_of_group_and_weights(weight, bits, group, factor):
+    weight = weight.clamp(-4, 4) * factor
+    width = group if 0 < group < weight.shape[1] else weight.shape[1]
+    lowest, highest = -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 1)
+    expected = []
+    for part in weight.split(width, dim=1):
+        scale = (part.abs().amax(1, keepdim=True) / highest).clamp_min(1e-10)
+        expected.append((part / scale).round().clamp(lowest, highest) * scale)
+    assert same_bytes(kernel(bits, group).apply(weight), torch.cat(expected, dim=1))
 
 
 @given(matrices(torch.bfloat16), st.integers(1, 8), st.sampled_from([0, 4, 32]))

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _TINY = 1e-10
 """The reference's guard of the relative error's denominator."""
 
-_FP32_MANTISSA, _FP32_BIAS, _FP32_EXPONENT, _FP32_HALF = 23, 127, 0x7F80_0000, 1 << 22
-"""Layout of fp32: bits of the mantissa, bias of the exponent, mask of the exponent, highest bit of the mantissa."""
+_FP32_MANTISSA_BITS, _FP32_BIAS, _FP32_EXPONENT = 23, 127, 0x7F80_0000
+"""Layout of fp32: bits of the mantissa, bias of the exponent, the exponent's bits."""
 
-_ABOVE_ALL = 64
-"""An exponent that no 8-bit type has: from there on it does not matter how a number is rounded."""
+_ABOVE_ALL = 2.0**64
+"""No 8-bit type goes so far: from there on it does not matter how a number is rounded."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class Fp8Quant(Kernel):
 def round_to_float8(values: torch.Tensor, float8: Float8) -> torch.Tensor:
     """Round to the nearest number of an 8-bit type, ties to even: equal to torch's cast on every input.
 
-    By arithmetic, in the same way on every device: torch's own cast is not vectorised on the CPU. Adding to a number of
-    binary exponent e the number 1.5 * 2^(e + d), of which fp32 holds no bit below 2^(e - mantissa bits), rounds it;
-    subtracting that again is exact. Below the smallest normal exponent numbers lie as far apart as there.
+    By arithmetic, in the same way on every device; torch's own cast is not vectorised on the CPU. Of a sum with
+    1.5 * 2^23 times the distance of a type's numbers around a value, fp32 holds just what is a multiple of that
+    distance; subtracting the same again is exact. Numbers of one binary exponent e lie 2^(e - mantissa bits) apart,
+    those below the smallest normal number as far apart as there.
 
     Args:
         values: fp32, any shape.
@@ -124,11 +125,10 @@ def round_to_float8(values: torch.Tensor, float8: Float8) -> torch.Tensor:
     """
     import torch
 
-    lift = _FP32_MANTISSA - float8.mantissa_bits
-    smallest, largest = (e + _FP32_BIAS << _FP32_MANTISSA for e in (float8.smallest_exponent, _ABOVE_ALL))
-    bits = (values.view(torch.int32) & _FP32_EXPONENT).clamp_(smallest, largest)
-    shift = bits.add_((lift << _FP32_MANTISSA) + _FP32_HALF).view(torch.float32)
-    rounded = (values + shift).sub_(shift)
+    power = (values.view(torch.int32) & _FP32_EXPONENT).view(torch.float32)  # 2^e
+    power.clamp_(2.0**float8.smallest_exponent, _ABOVE_ALL)
+    shift = 1.5 * 2.0 ** (_FP32_MANTISSA_BITS - float8.mantissa_bits)
+    rounded = torch.add(values, power, alpha=shift).sub_(power, alpha=shift)
     if float8.saturates:
         rounded.clamp_(-float8.largest, float8.largest)
     else:
