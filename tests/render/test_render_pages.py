@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.render.diff import render_diff
+from evpack.render.guards import guard_figures
 from evpack.render.page import render_pack, render_report
-from evpack.render.plots import Line, bars, forest, heat_map
+from evpack.render.plots import Level, Line, bars, forest, levels
 
 ratios = st.none() | st.floats(1e-300, 1e300)
 VERDICT: dict[str, Any] = {
@@ -79,20 +82,41 @@ def test_a_pack_without_cells_has_a_page() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=70), ratios, ratios, ratios), max_size=4))
 def test_a_forest_plot_is_well_formed_whatever_it_shows(rows: list[tuple[Any, ...]]) -> None:
-    svg = str(forest([Line(*row, kind="accept") for row in rows], (0.95, 1.1)))
-    _parse(svg)
-    assert "nan" not in svg.split("aria-label")[1].split(">")[0] and "inf" not in svg.partition("<line")[0]
+    plot = str(forest([Line(*row, kind="accept") for row in rows], (0.95, 1.1)))
+    _parse(plot)
+    assert all(0 <= place <= 100 for place in _places(plot))
 
 
 @given(st.lists(st.tuples(st.text(max_size=70), st.none() | st.floats(-1e6, 1e6)), max_size=4))
 def test_bars_are_well_formed(values: list[tuple[str, float | None]]) -> None:
-    _parse(str(bars(values, 0.05)))
+    plot = str(bars(values, 0.05))
+    _parse(plot)
+    assert all(0 <= place <= 100 for place in _places(plot))
 
 
-def test_a_heat_map_shows_figures_not_only_colours() -> None:
-    svg = str(heat_map(["drift"], ["a", "b"], {("drift", "a"): (1, 3)}))
-    _parse(svg)
-    assert ">1/3<" in svg and ">-<" in svg
+magnitudes = st.none() | st.floats(0) | st.just(float("nan"))
+
+
+@given(st.lists(st.tuples(st.text(max_size=70), magnitudes), max_size=4), st.lists(st.floats(1e-3, 10), max_size=3))
+def test_levels_are_well_formed(values: list[tuple[str, float | None]], limits: list[float]) -> None:
+    plot = str(levels([Level(*value) for value in values], limits))
+    _parse(plot)
+    assert all(0 <= place <= 100 for place in _places(plot))
+    assert plot.count("not finite") >= sum(value is None or not math.isfinite(value) for _, value in values)
+
+
+def test_a_longer_bar_is_a_larger_magnitude_and_limits_lie_between() -> None:
+    plot = str(levels([Level("a", 0.01), Level("b", 1.0)], [0.1]))
+    first, second = (float(text) for text in re.findall(r'class="bar [a-z]+" style="left:0.00%;width:([0-9.]+)%', plot))
+    limit = float(re.findall(r'class="mark limit" style="left:([0-9.]+)%', plot)[0])
+    assert first < limit < second
+
+
+def test_the_grid_of_guards_shows_figures_not_only_colours() -> None:
+    runs = [RUN, RUN | {"run": 2, "reasons": []}, RUN | {"run": 3, "problem": "no report", "outcome": None}]
+    page = pack_page(cells=[copy.deepcopy(CELL) | {"runs": runs}])
+    assert '<td class="most">1/2</td>' in page and '<td class="none">0/2</td>' in page
+    assert "<th>drift</th>" in page and "<th>overhead</th>" not in page
 
 
 @pytest.mark.parametrize("regressions", [[], ["m/s: <b>"]])
@@ -121,6 +145,10 @@ def _parse(svg: str) -> None:
         ElementTree.fromstring(allowed)  # noqa: S314 - written by ourselves
 
 
+def _places(plot: str) -> list[float]:
+    return [float(text) for text in re.findall(r"left:([^%;]+)%", plot)]
+
+
 @pytest.fixture
 def report() -> dict[str, Any]:
     path = Path(__file__).parents[1] / "packs/v1/pack/reports/fixture/quant_clean/run_1/evaluation.report.json"
@@ -131,11 +159,26 @@ def report() -> dict[str, Any]:
 def test_modules_that_moved_are_plotted_and_a_failing_guard_is_explained(report: dict[str, Any]) -> None:
     failure = {"type": "sigma_ratio_fatal", "message": "too large <b>"}
     moved = [{"module": "layers.0.mlp", "log_ratio": 0.7}, {"module": "layers.1.mlp", "log_ratio": None}]
-    report["spectral"] = {"evaluated": True, "status": "fail", "failures": [failure], "top_violations": moved}
-    report["rmt"] = {"evaluated": True, "status": "pass", "failures": [], "top_modules": moved[:1]}
+    report["spectral"] |= {"status": "fail", "failures": [failure], "top_violations": moved}
+    report["rmt"] |= {"top_modules": moved[:1]}
     page = render_report(report)
-    assert page.count("<svg") == 3 and "+0.7" in page and "not finite" in page
+    assert page.count('class="plot"') == 3 and "+0.7" in page and "not finite" in page
     assert "sigma_ratio_fatal: too large &lt;b&gt;" in page
+    assert "matrices changed" in page and "allowed" in page
+
+
+def test_what_a_pack_shows_of_a_reports_guards(report: dict[str, Any]) -> None:
+    found = guard_figures(report)
+    assert (found["model"], found["scenario"], found["run"]) == ("fixture", "quant_clean", 1)
+    assert found["spectral"]["kind"] == found["rmt"]["kind"] == "accept"
+    assert found["spectral"]["value"] == report["spectral"]["summary"]["max_abs_log_ratio"]
+    assert found["rmt"]["limits"] == [report["rmt"]["epsilon"]]
+    page = pack_page(figures=[found])
+    assert "How far weights moved" in page and "How far activations moved" in page
+    report["rmt"] = {"evaluated": True, "status": "error", "failures": []}
+    report["spectral"] = {"evaluated": False, "reason": "not in the order"}
+    assert guard_figures(report).keys() == {"model", "scenario", "run"}
+    assert "How far" not in pack_page(figures=[guard_figures(report)])
 
 
 def test_a_report_whose_metric_is_broken_has_a_page(report: dict[str, Any]) -> None:

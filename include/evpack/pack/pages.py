@@ -20,14 +20,18 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
     Args:
         write: takes a name and bytes.
     """
+    from evpack.render.guards import guard_figures
     from evpack.render.page import render_pack, render_report
 
     campaign = result.campaign
     try:
         links: dict[str, str] = {}
+        figures = []
         for path, place in _readable(campaign):
             name = place.removesuffix(layout.REPORT) + layout.REPORT_PAGE
-            write(name, render_report(check_report(campaign.files[place], place)).encode("utf-8"))
+            report = check_report(campaign.files[place], place)
+            write(name, render_report(report).encode("utf-8"))
+            figures.append(guard_figures(report))
             links[path] = posixpath.relpath(name, posixpath.dirname(campaign.at(layout.PAGE)))
         verdict, summary = (campaign.document(name) for name in (layout.VERDICT, layout.SCENARIO_SUMMARY))
         states = cell_states(verdict, summary)
@@ -45,6 +49,7 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
             guards=campaign.settings.guards_order,
             links=links,
             provenance=list(_provenance(campaign)),
+            figures=figures,
         )
         write(layout.PAGE, page.encode("utf-8"))
     except Exception as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evpack.render.plots import Line, bars, forest, heat_map
+from evpack.render.guards import guard_section, statistics
+from evpack.render.plots import Line, forest
 from evpack.render.templating import interval, number, render
 
 _MUST = {"must_pass": "pass", "must_fail": "be rejected", "must_detect": "be detected", "informational": "be shown"}
@@ -27,6 +28,7 @@ def render_pack(
     guards: Sequence[str],
     links: Mapping[str, str],
     provenance: Sequence[tuple[str, Any]],
+    figures: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page of a pack.
 
@@ -37,6 +39,7 @@ def render_pack(
         guards: guards of the campaign's order.
         links: page of a report, relative to this page, by the report's path.
         provenance: name and value, in the order shown.
+        figures: `guard_figures` of each report.
     """
     cells = sorted(cells, key=lambda cell: (_order(cell), cell["scenario"], cell["model"]))
     models = sorted({cell["model"] for cell in cells})
@@ -51,6 +54,7 @@ def render_pack(
         matrix=list(_matrix(cells)),
         limits=limits,
         forest=forest(lines, limits) if lines else None,
+        levels=list(statistics(cells, figures, len(models))),
         heat=_heat(cells, guards) if lines else None,
         rows=[_row(cell, run, links) for cell in cells for run in cell["runs"]],
         provenance=provenance,
@@ -77,6 +81,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         "ratio_final": number(metric["ratio_vs_baseline"]),
         "interval_final": interval(metric["display_ci"]),
     }
+    cap = report["resolved_policy"]["spectral"]["ratio_cap"]
     return render(
         "report.html.j2",
         meta=report["meta"],
@@ -85,8 +90,8 @@ def render_report(report: Mapping[str, Any]) -> str:
         forest=forest(lines, limits),
         validation=sorted(report["validation"].items()),
         notes=_NOTES,
-        guards=[_guard(name, report[name]) for name in _GUARDS],
-        edit=sorted((key, value) for key, value in (report.get("edit") or {}).items() if not isinstance(value, dict)),
+        guards=[guard_section(name, report[name], cap) for name in _GUARDS],
+        edit=sorted((key, _short(value)) for key, value in (report.get("edit") or {}).items()),
         provenance=[
             ("report", report["run_id"]),
             ("baseline", report["baseline_ref"]["checkpoint_digest"]),
@@ -132,23 +137,35 @@ def _bounds(display: Sequence[float] | None) -> tuple[float | None, float | None
     return (None, None) if display is None else (display[0], display[1])
 
 
-def _heat(cells: Sequence[Mapping[str, Any]], guards: Sequence[str]) -> Any:
+def _heat(cells: Sequence[Mapping[str, Any]], guards: Sequence[str]) -> dict[str, Any]:
     """Shares of runs by scenario; a run's reasons name the gate that flipped (``<gate>_fail``)."""
-    rows = [*dict.fromkeys(guards), *_GATES]
-    columns = list(dict.fromkeys(cell["scenario"] for cell in cells))
-    values: dict[tuple[str, str], tuple[int, int]] = {}
+    gates = [*dict.fromkeys(guards), *_GATES]
+    counts: dict[str, dict[str, int]] = {}
+    totals: dict[str, int] = {}
     for cell in cells:
+        fired = counts.setdefault(cell["scenario"], dict.fromkeys(gates, 0))
         for run in cell["runs"]:
             if run["problem"] is not None:
                 continue
-            for guard in rows:
-                fired, total = values.get((guard, cell["scenario"]), (0, 0))
-                hit = any(reason.startswith(f"{guard}_") for reason in run["reasons"])
-                values[guard, cell["scenario"]] = (fired + hit, total + 1)
-    shown = [
-        guard for guard in rows if guard in guards or any(values[guard, c][0] for c in columns if (guard, c) in values)
+            totals[cell["scenario"]] = totals.get(cell["scenario"], 0) + 1
+            for gate in gates:
+                fired[gate] += any(reason.startswith(f"{gate}_") for reason in run["reasons"])
+    columns = [gate for gate in gates if gate in guards or any(fired[gate] for fired in counts.values())]
+    rows = [
+        {"name": name, "cells": [_share(fired[gate], totals.get(name, 0)) for gate in columns]}
+        for name, fired in counts.items()
     ]
-    return heat_map(shown, columns, values)
+    return {"columns": [gate.replace("_", " ") for gate in columns], "rows": rows}
+
+
+def _share(fired: int, total: int) -> dict[str, str]:
+    if not total:
+        return {"class": "none", "text": "-"}
+    share = fired / total
+    return {
+        "class": "none" if not fired else "all" if fired == total else "most" if share >= 0.5 else "some",
+        "text": f"{fired}/{total}",
+    }
 
 
 def _row(cell: Mapping[str, Any], run: Mapping[str, Any], links: Mapping[str, str]) -> dict[str, Any]:
@@ -166,27 +183,8 @@ def _row(cell: Mapping[str, Any], run: Mapping[str, Any], links: Mapping[str, st
     }
 
 
-def _guard(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    """A guard for the page; spectral and RMT with the modules that moved most."""
-    if not block.get("evaluated"):
-        return {"name": name, "status": "not run", "reason": block.get("reason"), "failures": (), "plot": None}
-    shown = block.get("top_violations") if name == "spectral" else block.get("top_modules") if name == "rmt" else None
-    moved = [(str(entry["module"]), entry["log_ratio"]) for entry in shown or []]
-    caption = {
-        "spectral": "Ln of the largest singular value over the baseline's, matrices that moved most",
-        "rmt": "Ln of the edge risk over the baseline's, modules that moved most",
-    }
-    return {
-        "name": name,
-        "status": block["status"],
-        "reason": None,
-        "failures": [_failure(entry) for entry in block.get("failures", [])],
-        "plot": bars(moved, None) if moved else None,
-        "caption": caption.get(name),
-    }
-
-
-def _failure(entry: Any) -> str:
-    if not isinstance(entry, Mapping):
-        return str(entry)
-    return f"{entry.get('type', 'finding')}: {entry.get('message', '')}"
+def _short(value: Any) -> str:
+    """A value for people; what is nested stands in the report itself."""
+    if isinstance(value, Mapping | list):
+        return f"{len(value)} entries, see the report"
+    return str(value)
