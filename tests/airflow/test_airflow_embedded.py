@@ -187,3 +187,12 @@ def test_pages_of_tasks_are_joined() -> None:
 
 def test_no_airflow_variable_of_the_test_session_leaks(fresh: Deployment) -> None:
     assert os.environ["AIRFLOW_HOME"] != fresh.environ()["AIRFLOW_HOME"]
+
+
+def test_a_deployment_without_the_order_hook_is_told(fresh: Deployment) -> None:
+    fresh.write_config(port=1, slots=2, schedules=False)
+    assert fresh.differences() == []
+    fresh.policies.unlink()
+    assert "small_first" in fresh.differences()[0]
+    fresh.policies.write_text("# our own policies\nfrom evpack.airflow.weights import task_instance_mutation_hook\n")
+    assert fresh.differences() == []

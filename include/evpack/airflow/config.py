@@ -30,8 +30,9 @@ NIGHTLY_DAG = "evidence_nightly"
 USER = "admin"
 HOST = "127.0.0.1"
 
-LOCAL_SETTINGS = """# Written by evpack: the order of a run (PACK_ORDER) across its lanes.
-from evpack.airflow.weights import task_instance_mutation_hook
+HOOK = "from evpack.airflow.weights import task_instance_mutation_hook"
+LOCAL_SETTINGS = f"""# Written by evpack: the order of a run (PACK_ORDER) across its lanes.
+{HOOK}
 
 __all__ = ["task_instance_mutation_hook"]
 """
@@ -78,6 +79,11 @@ class Deployment:
     def config_file(self) -> Path:
         """airflow.cfg, mode 0600 because it holds secrets."""
         return self.root / "airflow.cfg"
+
+    @property
+    def policies(self) -> Path:
+        """Airflow's cluster policies; holds the hook that applies a run's order."""
+        return self.root / "config" / "airflow_local_settings.py"
 
     @property
     def passwords(self) -> Path:
@@ -138,17 +144,19 @@ class Deployment:
         text = io.StringIO()
         parser.write(text)
         write_atomic(self.config_file, text.getvalue().replace("%", "%%").encode(), mode=0o600)
-        write_atomic(self.root / "config" / "airflow_local_settings.py", LOCAL_SETTINGS.encode())
+        write_atomic(self.policies, LOCAL_SETTINGS.encode())
 
     def differences(self) -> list[str]:
-        """How airflow.cfg differs from what `write_config` would write for the same port and slots, a line each."""
+        """How the deployment differs from what `write_config` would write for the same port and slots, a line each."""
         found = configparser.ConfigParser(interpolation=None)
         found.read(self.config_file)
         spare = found.getint("core", "parallelism", fallback=SPARE_TASKS) - SPARE_TASKS
         port = found.getint("api", "port", fallback=8080)
         schedules = found.getboolean("scheduler", "use_job_schedule", fallback=True)
-        return [
-            f"[{section}] {option} is {found.get(section, option, fallback='not set')}, documented is {value}"
+        policies = self.policies.read_text(encoding="utf-8") if self.policies.is_file() else ""
+        lines = [] if HOOK in policies else [f"{self.policies} lacks `{HOOK}`: every run is small_first across lanes"]
+        return lines + [
+            f"airflow.cfg: [{section}] {option} is {found.get(section, option, fallback='not set')}, documented is {value}"
             for section, options in self._options(port, spare, schedules).items()
             for option, value in options.items()
             if found.get(section, option, fallback=None) != value.replace("%", "%%")

@@ -118,9 +118,7 @@ def _configuration(deployment: Deployment) -> Iterator[Finding]:
         return
     different = deployment.differences()
     for line in different:
-        yield Finding(
-            f"airflow.cfg: {line}", f"take it back, or remove {deployment.config_file} and {SETUP.removeprefix('run ')}"
-        )
+        yield Finding(line, f"take it back, or remove {deployment.config_file} and {SETUP.removeprefix('run ')}")
     if not different:
         yield Finding(f"{deployment.config_file} is as documented")
 
