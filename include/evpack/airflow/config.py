@@ -156,7 +156,8 @@ class Deployment:
         policies = self.policies.read_text(encoding="utf-8") if self.policies.is_file() else ""
         lines = [] if HOOK in policies else [f"{self.policies} lacks `{HOOK}`: every run is small_first across lanes"]
         return lines + [
-            f"airflow.cfg: [{section}] {option} is {found.get(section, option, fallback='not set')}, should be {value}"
+            f"airflow.cfg: [{section}] {option} is {found.get(section, option, fallback='not set')}, "
+            f"documented is {value}"
             for section, options in self._options(port, spare, schedules).items()
             for option, value in options.items()
             if found.get(section, option, fallback=None) != value.replace("%", "%%")
