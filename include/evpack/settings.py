@@ -376,6 +376,10 @@ class Settings(BaseModel):
     ] = 60
 
     # --- pack
+    build_pack: Annotated[
+        bool,
+        Var(PACKING, "PACK_BUILD", "Seal the evidence; else the verdict alone counts.", "build_pack, verify_pack"),
+    ] = True
     pack_dir: Annotated[
         FilePath | None,
         Var(PACKING, "PACK_DIR", "Where the pack goes; else evidence_pack/ in the run directory.", PACK),

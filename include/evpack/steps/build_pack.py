@@ -32,6 +32,8 @@ def check_pack(settings: Settings, run: RunDir) -> None:
     Raises:
         BadInput: PACK_SIGNING_KEY is no key that can sign, PACK_DIR no place for a pack.
     """
+    if not settings.build_pack:
+        return
     if settings.sign_manifest and settings.signing_key:
         keys.load_private(Path(settings.signing_key))
     target = pack_path(run, settings)
@@ -41,7 +43,13 @@ def check_pack(settings: Settings, run: RunDir) -> None:
 
 
 def build_pack(ctx: StepContext) -> list[Path]:
-    """Publish the pack and reports/evidence_pack.json, which says what was built (the pack may be elsewhere)."""
+    """Publish the pack and reports/evidence_pack.json, which says what was built (the pack may be elsewhere).
+
+    With PACK_BUILD=0 nothing is published; `evpack build` can still seal the run directory later.
+    """
+    if not ctx.settings.build_pack:
+        log.info("no pack is built (PACK_BUILD is off)")
+        return []
     target = pack_path(ctx.run, ctx.settings)
     key = signing_key_of(ctx.settings, ctx.home)
     built = build(ctx.run, key=key, out=target, html=not ctx.settings.skip_html, form=ctx.settings.layout)
