@@ -1,9 +1,9 @@
 """Every directory of tests/packs is an attack on a good pack: what is done to it and the exit code that must follow.
 
 A case.json says `actions` (in order), whom the verifier trusts (`signer`, `stranger`, `nobody`), whether it is strict,
-and the `exit` it must end with. There is no code per case; this module carries out the actions. Sealing actions:
-`rebind` renews the digests inside reports, `seal` renews checksums, manifest and signature as the holder of a key
-could, `bind` all but the checksums, `sign` the signature alone.
+the `exit` it must end with, and `max_age_days` where it limits the age of evidence. There is no code per case; this
+module carries out the actions. Sealing actions: `rebind` renews the digests inside reports, `seal` renews checksums,
+manifest and signature as the holder of a key could, `bind` all but the checksums, `sign` the signature alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,8 @@ def test_case(case: Path, good_pack: BuiltPack, holders: dict[str, Path], tmp_pa
         forger.apply(action)
     trusted = [holders[rule["trust"]]] if rule["trust"] in holders else []
     trust = Trust(frozenset(fingerprint(keys.load_private(path)) for path in trusted))
-    result = verify_pack(root, trust, Demands(strict=rule["strict"]))
+    oldest = timedelta(days=rule["max_age_days"]) if "max_age_days" in rule else None
+    result = verify_pack(root, trust, Demands(strict=rule["strict"], max_age=oldest))
     assert result.exit_code == rule["exit"], result.to_json()
     assert not result.ok
     assert result.findings or result.warnings
