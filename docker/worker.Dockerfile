@@ -21,7 +21,8 @@ COPY --from=packages /opt/own /opt/own
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="evpack worker" org.opencontainers.image.revision=${REVISION}
 # Where a process may write is decided when a container starts: its root is read-only, /tmp is memory.
-ENV PATH=/opt/venv/bin:/usr/bin:/bin PYTHONPATH=/opt/own PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+ENV PATH=/opt/venv/bin:/usr/bin:/bin PYTHONPATH=/opt/own EVPACK_BUILT_IN=/opt/own \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 # Nobody in particular; a step gets the user who owns its run directory.
 USER 65534:65534
 WORKDIR /tmp

@@ -31,6 +31,9 @@ WORKER_IMAGE_ENV = "EVPACK_WORKER_IMAGE"
 MEMORY_ENV = "EVPACK_CONTAINER_MEMORY_GB"
 SHM_ENV = "EVPACK_CONTAINER_SHM_GB"
 
+BUILT_IN_ENV = "EVPACK_BUILT_IN"
+"""Set in the worker image and what is made from it: a directory that every container has of itself (docker/)."""
+
 LABEL = "evpack."
 """What our labels begin with."""
 MAX_PROCESSES = 4096
@@ -197,7 +200,9 @@ def step_container(
             read.append(Path(facts_source()))
     if step.type is StepType.SETUP_BASELINE and _converts(plan, step, home):
         writable.append(home.models)  # where a conversion is kept for all campaigns
-    mounts = [Mount(path) for path in read if path.exists()] + [Mount(path, True) for path in writable]
+    mounts = [Mount(path) for path in read if path.exists() and not _built_in(path)] + [
+        Mount(path, True) for path in writable
+    ]
     if step.type is StepType.CREATE:  # beside the variants stands what they all are compared with
         mounts.append(Mount(run.model(step.model or "").baseline))
     return ContainerSpec(
@@ -264,6 +269,11 @@ def _converts(plan: CampaignPlan, step: StepPlan, home: Home) -> bool:
     return (
         model.source.format != "safetensors" and not converted_dir(home, model.id, model.source.revision or "").is_dir()
     )
+
+
+def _built_in(path: Path) -> bool:
+    directory = os.environ.get(BUILT_IN_ENV, "")
+    return bool(directory) and path.is_relative_to(directory)
 
 
 def _process_space() -> str:
