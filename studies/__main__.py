@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from evpack.errors import EvpackError
 from studies import results
 from studies.ground import Ground, home
-from studies.judged import measure
+from studies.judged import is_measured, measure
 from studies.models import MODELS, Studied, named, tuned_for
 from studies.page import write_page
 from studies.subjects import Subject, subjects
@@ -70,10 +70,10 @@ def measure_all(case: Case) -> None:
 
 
 def write_results(cases: Sequence[Case]) -> None:
-    """Rates by model, thresholds over all."""
+    """Rates by model, thresholds over all, of what was measured so far."""
     everything: list[Row] = []
     for case in cases:
-        measured = [subject for subject in case.subjects if subject.kind != "pool"]
+        measured = [s for s in case.subjects if s.kind != "pool" and is_measured(case.ground, s)]
         found = list(rows(case.ground, measured, case.ground.policy))
         everything += found
         results.write(

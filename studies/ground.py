@@ -28,6 +28,7 @@ from evpack.steps.calibrate import calibrate
 from evpack.steps.derive_preset import derive_preset
 from evpack.steps.guarding import ACTIVATIONS_FILE, baseline_spectral_file
 from evpack.steps.setup_baseline import setup_baseline
+from evpack.steps.subject import measured_noop_shift
 
 GUARDS = "invariants,spectral,rmt,variance,invariants"
 """The whole chain, as campaigns run it by default."""
@@ -129,6 +130,11 @@ class Ground:
         """Figures of the baseline's matrices."""
         file = baseline_spectral_file(self.place)
         return SpectralRecords.parse(file.read_bytes(), file.name)
+
+    @cached_property
+    def noop_shift(self) -> float:
+        """How far the model's no-op of calibration moved the mean log-loss, nats per token."""
+        return measured_noop_shift(self.place)
 
     def calibration(self, run: int, name: str) -> bytes:
         """A file of the calibration of a run."""

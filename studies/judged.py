@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.policy import Policy
-from evpack.catalog.scenarios import Category, ProbeDetector
-from evpack.catalog.supported import PROBES
+from evpack.catalog.scenarios import Category
+from evpack.catalog.supported import PROBES, RMT_PROBE, VE_PROBE
 from evpack.evaluation.assess import assess
 from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.evaluation.report import GUARD_FLAGS, REPORT_NAME
 from evpack.files import Json, read_json, write_json
-from evpack.guards import chain
+from evpack.guards import chain, probes
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
@@ -30,17 +30,11 @@ from studies.subjects import Subject
 def measure(ground: Ground, subject: Subject) -> float | None:
     """Make a subject, evaluate it, and forget its weights; None when that was done before.
 
-    A subject with probes is done again when thresholds have changed since: probes keep no figures to judge anew.
-
     Returns:
         CPU seconds it took.
     """
-    done = ground.run.root / "subjects" / f"{subject.id}.json"
-    if done.is_file():
-        found = read_json(done)
-        probed = any(isinstance(d, ProbeDetector) for d in subject.scenario.requirements.detectors_any_of)
-        if found["runs"] == list(subject.runs) and (not probed or found["probed_by"] == _probed_by(ground.policy)):
-            return None
+    if is_measured(ground, subject):
+        return None
     began = time.process_time()
     variant = ground.place.variant(subject.id)
     for path in (variant, *(report_directory(ground, subject, run) for run in subject.runs)):
@@ -53,13 +47,29 @@ def measure(ground: Ground, subject: Subject) -> float | None:
     shutil.rmtree(variant)
     seconds = time.process_time() - began
     about = {"kind": subject.kind, "family": subject.family, "place": subject.place, "runs": list(subject.runs)}
-    write_json(done, {**about, "probed_by": _probed_by(ground.policy), "metadata": metadata, "cpu_seconds": seconds})
+    write_json(
+        _done(ground, subject),
+        {**about, "tried_by": _tried_by(ground.policy), "metadata": metadata, "cpu_seconds": seconds},
+    )
     return seconds
 
 
-def _probed_by(policy: Policy) -> dict[str, Any]:
-    """Thresholds that probes ask with."""
-    return {key: leaf.value for key, leaf in policy.thresholds.items() if key.startswith(("rmt.", "variance."))}
+def is_measured(ground: Ground, subject: Subject) -> bool:
+    """Whether a subject was evaluated on its runs, and its scales tried as today's thresholds propose them."""
+    if not (file := _done(ground, subject)).is_file():
+        return False
+    found = read_json(file)
+    same = VE_PROBE not in probes.wanted(subject.scenario) or found["tried_by"] == _tried_by(ground.policy)
+    return same and found["runs"] == list(subject.runs)
+
+
+def _done(ground: Ground, subject: Subject) -> Path:
+    return ground.run.root / "subjects" / f"{subject.id}.json"
+
+
+def _tried_by(policy: Policy) -> dict[str, Any]:
+    """Thresholds that scales are proposed by."""
+    return {key: leaf.value for key, leaf in policy.thresholds.items() if key.startswith("variance.")}
 
 
 def report_directory(ground: Ground, subject: Subject, run: int) -> Path:
@@ -88,8 +98,8 @@ def _plan(ground: Ground, subject: Subject) -> CampaignPlan:
 def judged(ground: Ground, subject: Subject, run: int, policy: Policy, every: int = 1) -> tuple[RunOutcome, Json]:
     """The report of a run as it would be under a policy, and what the verdict says of it.
 
-    Metric, gates and the guards on figures follow from the records beside the report; the invariants guard and the
-    probes are as they were found.
+    Metric, gates, guards and probes follow from the records beside the report; the invariants guard, and what came of
+    scales that were tried, are as they were found.
 
     Args:
         every: 2 judges the losses by every other window only.
@@ -103,7 +113,8 @@ def judged(ground: Ground, subject: Subject, run: int, policy: Policy, every: in
         _thinned(WindowRecords.parse(data, "records.json"), every)
         for data in ((directory / "records.json").read_bytes(), ground.calibration(run, "records.json"))
     )
-    result = assess(records, baseline, policy, tokens_available=ground.windows.tokens.size)
+    available = ground.windows.tokens.size
+    result = assess(records, baseline, policy, tokens_available=available, noop_shift=ground.noop_shift)
     report |= {"primary_metric": result.primary_metric, "primary_metric_tail": result.tail}
     report |= _guard_blocks(ground, subject, run, directory, policy, report)
     flags = {
@@ -112,7 +123,7 @@ def judged(ground: Ground, subject: Subject, run: int, policy: Policy, every: in
         if flag is not None and report[name]["evaluated"]
     }
     report["validation"] = result.validation | flags
-    sidecars = {name: read_json(directory / name) for name in PROBES if (directory / name).is_file()}
+    sidecars = {name: _probe(directory, name, policy) for name in PROBES if (directory / name).is_file()}
     outcome = judge(
         ReportKey(ground.model_plan.name, subject.id, run),
         str(directory),
@@ -122,6 +133,18 @@ def judged(ground: Ground, subject: Subject, run: int, policy: Policy, every: in
         (report["meta"]["plan_digest"], report["policy_digest"]["thresholds_hash"]),
     )
     return outcome, report
+
+
+def _probe(directory: Path, name: str, policy: Policy) -> dict[str, Any]:
+    """A sidecar under a policy."""
+    found: dict[str, Any] = read_json(directory / name)
+    if name != RMT_PROBE or found["status"] != "ok":
+        return found
+    now, before = (
+        ActivationRecords.parse((directory / file).read_bytes(), file)
+        for file in (probes.SUBJECT_FILE, probes.BASELINE_FILE)
+    )
+    return probes.probe(name, {}, policy, now, before, lambda _: None)
 
 
 def _thinned(records: WindowRecords, every: int) -> WindowRecords:

@@ -32,6 +32,7 @@ def page(template: str, thresholds: Mapping[str, Any]) -> str:
         KeyError: when the template asks for something that nobody makes.
     """
     models = [read_json(path) for path in sorted(RESULTS.glob("model_*.json"))]
+    covered = read_json(RESULTS / "coverage.json")
     parts = {
         "models": _models(models),
         "alarms": _alarms(models),
@@ -40,12 +41,14 @@ def page(template: str, thresholds: Mapping[str, Any]) -> str:
         "required": _power(models, "required"),
         "catastrophic": _catastrophic(models),
         "informational": _power(models, "informational"),
-        "coverage": _coverage(read_json(RESULTS / "coverage.json")),
+        "coverage": _coverage(covered),
+        "trials": f"{covered['trials']:,}",
+        "bca_trials": str(covered["bca_trials"]),
         "known": _known(read_json(RESULTS / "known_answers.json")),
         "alternatives": _alternatives(thresholds["edge_alternatives"]),
         "thresholds": _thresholds(thresholds["questions"]),
         **{
-            f"roc:{slug(q)}": f"![{q['name']}](pictures/roc_{slug(q)}.svg)\n\n{_gap(q)}"
+            f"roc:{q['key']}": f"![{q['name']}](pictures/roc_{slug(q)}.svg)\n\n{_gap(q)}"
             for q in thresholds["questions"]
         },
         **_policy_values(resolve_policy("balanced", "small")),

@@ -42,20 +42,22 @@ def _fault(*families: str) -> Any:
     return lambda row: row.subject.edit is None and row.subject.family in families
 
 
+_SCALED = ("spectral_moderate_scale", "ve_mlp_scale_skew")
+_RUINED = ("extreme_quant", "rank_collapse", "norm_collapse")
 QUESTIONS = (
     Question(
         "Sigma moved: cap",
         "spectral_ratio",
         "spectral.ratio_cap",
         _passing,
-        _fault("spectral_moderate_scale", "ve_mlp_scale_skew", "scale_explosion", "rank_collapse", "norm_collapse"),
+        _fault(*_SCALED, "scale_explosion", "rank_collapse", "norm_collapse"),
     ),
     Question(
         "Sigma moved: fatal",
         "spectral_ratio",
         "spectral.ratio_fatal",
-        lambda row: _passing(row) or _fault("spectral_moderate_scale", "ve_mlp_scale_skew")(row),
-        _fault("scale_explosion", "norm_collapse"),
+        lambda row: _passing(row) or _fault(*_SCALED)(row),
+        _fault("scale_explosion", "rank_collapse", "norm_collapse"),
     ),
     Question(
         "Stable rank lost: fatal",
@@ -65,13 +67,14 @@ QUESTIONS = (
         _fault("rank_collapse"),
         lower=True,
     ),
-    Question("Edge risks moved", "edge_trimmed", "rmt.epsilon", _changes_no_rank, _fault("rmt_norm_noise")),
+    Question("Edge risks moved everywhere", "edge_trimmed", "rmt.epsilon", _changes_no_rank, _fault("rmt_norm_noise")),
+    Question("Edge risks moved far somewhere", "edge_rms", "rmt.epsilon_rms", _changes_no_rank, _fault(*_RUINED)),
     Question(
-        "Edge risks moved by an edit that lowers ranks",
-        "edge_trimmed",
+        "Edge risks moved far by an edit that lowers ranks",
+        "edge_rms",
         "rmt.epsilon_lower_rank",
         _clean_svd,
-        lambda row: row.subject.id.startswith("svd_rank32_stress"),
+        lambda row: row.subject.id == "svd_rank32_stress",
     ),
     Question(
         "Variance of a branch moved",

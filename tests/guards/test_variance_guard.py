@@ -87,17 +87,19 @@ def test_an_equal_subject_proposes_nothing_and_scope_chooses_the_branches() -> N
 
 def test_limits_in_order_deadband_step_and_number_of_modules() -> None:
     scales = (1.01, 1.1, 0.8)
-    many = policy(max_adjusted_modules=0)
+    many = policy(deadband=0.02, max_adjusted_modules=0)
     assert variance.propose(subject(*scales), BASELINE, many).scales == {DOWN[1]: 0.97, DOWN[2]: 1.03}
-    assert variance.propose(subject(*scales), BASELINE, POLICY).scales == {DOWN[2]: 1.03}
-    wide = policy(max_adjusted_modules=0, max_scale_step=1.0)
+    assert variance.propose(subject(*scales), BASELINE, policy(deadband=0.02)).scales == {DOWN[2]: 1.03}
+    assert variance.propose(subject(*scales), BASELINE, policy(max_adjusted_modules=0)).scales == {DOWN[2]: 1.03}
+    wide = policy(deadband=0.02, max_adjusted_modules=0, max_scale_step=1.0)
     assert variance.propose(subject(*scales), BASELINE, wide).scales == {DOWN[1]: pytest.approx(1 / 1.1), DOWN[2]: 1.12}
 
 
 def test_the_backstop_keeps_the_furthest_when_all_are_small() -> None:
-    least = policy(min_abs_adjust=0.05)
+    least = policy(deadband=0.02, min_abs_adjust=0.05)
     assert variance.propose(subject(1.03, 0.96), BASELINE, least).scales == {DOWN[1]: 1.03}
-    assert variance.propose(subject(1.03, 0.96), BASELINE, policy(min_abs_adjust=0.05, topk_backstop=0)).scales == {}
+    without = policy(deadband=0.02, min_abs_adjust=0.05, topk_backstop=0)
+    assert variance.propose(subject(1.03, 0.96), BASELINE, without).scales == {}
 
 
 def test_an_outlying_window_does_not_move_the_variance() -> None:
