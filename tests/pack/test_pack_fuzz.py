@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from evpack.errors import EvpackError
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import check_report
+from evpack.guards.hooks_records import ActivationRecords
+from evpack.guards.spectral_records import SpectralRecords
 from evpack.pack import attest, checksums, inventory, layout, manifest, schemas, signature
 from evpack.pack.build import BuiltPack
 from evpack.pack.evidence import MALFORMED
@@ -81,6 +83,8 @@ PARSERS = {
     layout.SIGNATURE: signature.parse,
     layout.REPORT: lambda data: check_report(data),
     layout.RECORDS: lambda data: WindowRecords.parse(data, "records"),
+    layout.SPECTRAL: lambda data: SpectralRecords.parse(data, "spectral"),
+    layout.ACTIVATIONS: lambda data: ActivationRecords.parse(data, "activations"),
     layout.RUNTIME: lambda data: schemas.checked(data, "runtime", "runtime"),
     layout.BASELINE_REPORT: lambda data: schemas.checked(data, "baseline", "baseline_report"),
     "schedule.json": lambda data: schemas.checked(data, "schedule", "schedule"),

@@ -172,7 +172,7 @@ def test_what_a_pack_shows_of_a_reports_guards(report: dict[str, Any]) -> None:
     assert (found["model"], found["scenario"], found["run"]) == ("fixture", "quant_clean", 1)
     assert found["spectral"]["kind"] == found["rmt"]["kind"] == "accept"
     assert found["spectral"]["value"] == report["spectral"]["summary"]["max_abs_log_ratio"]
-    assert found["rmt"]["limits"] == [report["rmt"]["epsilon"]]
+    assert found["rmt"]["limits"] == [1.0] and 0 < found["rmt"]["value"] < 1
     page = pack_page(figures=[found])
     assert "How far weights moved" in page and "How far activations moved" in page
     report["rmt"] = {"evaluated": True, "status": "error", "failures": []}

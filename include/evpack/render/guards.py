@@ -17,8 +17,8 @@ _STATISTICS = {
     ),
     "rmt": (
         "How far activations moved",
-        "Change of the edge risk of all modules together against the baseline on the same windows, logarithmic scale. "
-        "Dashed lines: the limits (an edit that is meant to lower ranks has one of its own).",
+        "Change of the modules' edge risk against the baseline on the same windows: the larger of the guard's two "
+        "statistics, relative to its limit, logarithmic scale. Dashed line: the limit.",
     ),
 }
 
@@ -50,14 +50,15 @@ def guard_figures(report: Mapping[str, Any]) -> dict[str, Any]:
         limits = [policy["spectral"]["ratio_cap"], policy["spectral"]["ratio_fatal"]]
         found["spectral"] = _figure(spectral["summary"]["max_abs_log_ratio"], limits, spectral)
     if rmt.get("summary"):
-        found["rmt"] = _figure(_edge_statistic(rmt), [rmt["epsilon"]], rmt)
+        found["rmt"] = _figure(_of_its_limit(rmt), [1.0], rmt)
     return found
 
 
-def _edge_statistic(block: Mapping[str, Any]) -> float | None:
-    """The figure that the RMT guard's block names as its statistic (``x_edge_risk_y`` stands under ``x_y``)."""
-    value: float | None = block[block["statistic"].replace("edge_risk_", "")]
-    return value
+def _of_its_limit(rmt: Mapping[str, Any]) -> float | None:
+    """The larger of the RMT guard's two statistics, each as a share of its limit."""
+    if rmt["rms_log_ratio"] is None:
+        return None
+    return max(rmt["trimmed_mean_log_ratio"] / rmt["epsilon"], rmt["rms_log_ratio"] / rmt["epsilon_rms"])
 
 
 def _figure(value: float | None, limits: list[float], block: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def _statistic(name: str, block: Mapping[str, Any]) -> str | None:
         )
     if name == "rmt" and summary:
         return (
-            f"statistic {number(_edge_statistic(block))}, at most {block['epsilon']:g} allowed; "
+            f"trimmed mean {number(block['trimmed_mean_log_ratio'])}, at most {block['epsilon']:g} allowed; "
+            f"root mean square {number(block['rms_log_ratio'])}, at most {block['epsilon_rms']:g} allowed; "
             f"{summary['modules_compared']} modules on {summary['windows']} windows"
         )
     return None
