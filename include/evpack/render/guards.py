@@ -58,7 +58,8 @@ def _of_its_limit(rmt: Mapping[str, Any]) -> float | None:
     """The larger of the RMT guard's two statistics, each as a share of its limit."""
     if rmt["rms_log_ratio"] is None:
         return None
-    return max(rmt["trimmed_mean_log_ratio"] / rmt["epsilon"], rmt["rms_log_ratio"] / rmt["epsilon_rms"])
+    share: float = max(rmt["trimmed_mean_log_ratio"] / rmt["epsilon"], rmt["rms_log_ratio"] / rmt["epsilon_rms"])
+    return share
 
 
 def _figure(value: float | None, limits: list[float], block: Mapping[str, Any]) -> dict[str, Any]:
