@@ -70,6 +70,7 @@ test-scheduling: $(READY) ## The full suite's shapes and 1,100 cells on a real s
 
 chaos: $(READY) ## Kill, starve and fill campaigns on a real scheduler until twenty disturbances are survived
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/scheduling/test_scheduling_chaos.py
+	@OMP_NUM_THREADS=1 tools/with_docker.sh $(BIN)/python -m pytest -q -s -m slow -k containers tests/scheduling/test_scheduling_chaos.py
 
 study-scheduling: $(READY) ## Simulate the full suite on 1, 2, 4 and 8 devices; studies/results/scheduling.json
 	@$(BIN)/python -m studies.scheduling

@@ -24,6 +24,8 @@ from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
+from evpack.runtime.docker_engine import connect, ours
+from evpack.runtime.docker_spec import WORKER_IMAGE_ENV
 from evpack.runtime.leases import holder
 from evpack.steps.state import read_attempts, read_marker
 from studies.scheduling.stage import ROOT
@@ -32,6 +34,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
 SEED = int(os.environ.get("EVPACK_CHAOS_SEED", "20261123"))
 DISTURBANCES = int(os.environ.get("EVPACK_CHAOS_DISTURBANCES", "20"))
+IMAGE = os.environ.get(WORKER_IMAGE_ENV, "")
 STEP = Path(__file__).with_name("chaos_step.py")
 SCENARIOS = "quant_clean,prune_50pct_stress,nan_injection"
 PARAMS = {
@@ -48,6 +51,8 @@ PAUSE_S = (1.0, 7.0)
 """Between two disturbances."""
 FULL_S = 6.0
 """How long the disk stays full."""
+PATIENCE_S = 60.0
+"""How long an order waits for a step that scores."""
 MOST_STARTS = 60
 
 DAG_FILE = """# Airflow looks only into files with the words airflow and dag.
@@ -78,6 +83,8 @@ class Arena:
     root: Path
     disk: bool
     """Whether there is that disk (mounting one takes root)."""
+    image: str = ""
+    """Worker image, where steps run in containers; then without devices, and nobody can be ordered about in there."""
     home: Home = field(init=False)
     environ: dict[str, str] = field(init=False)
 
@@ -87,7 +94,7 @@ class Arena:
         (project / "dags").mkdir(parents=True)
         (project / "dags" / "evidence_campaign.py").write_text(DAG_FILE.format(step=str(STEP)))
         (project / "plugins").symlink_to(ROOT / "plugins")
-        for name in ("orders", "obeyed", "witness", "violations", "runs"):
+        for name in ("orders", "witness", "violations", "runs"):
             (self.root / name).mkdir()
         gpus = self.root / "gpus.json"
         gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(2)]}))
@@ -101,6 +108,13 @@ class Arena:
             "EVPACK_CHAOS": str(self.root),
             "OMP_NUM_THREADS": "1",
         }
+        if self.image:
+            self.environ |= {
+                "EVPACK_PROJECT": str(ROOT),
+                "EVPACK_RUNTIME": "docker",
+                WORKER_IMAGE_ENV: self.image,
+                "NUM_GPUS": "0",
+            }
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "evpack.cli.main", "campaign", *arguments]
@@ -122,6 +136,12 @@ class Arena:
                 if session["name"] == name and alive:
                     return int(session["sid"])
         return None
+
+    def containers(self) -> list[str]:
+        """Containers of steps that run now."""
+        if not self.image:
+            return []
+        return sorted(found["Id"] for found in ours(connect(), self.home) if found["State"] == "running")
 
     def steps(self) -> list[int]:
         """Processes of steps that run now."""
@@ -157,16 +177,19 @@ class Chaos:
         self._arena, self._dice = arena, dice
         self.done: Counter[str] = Counter()
         self._ways: dict[str, Callable[[subprocess.Popen[bytes]], bool]] = {
-            "step killed": self._kill_step,
             "scheduler killed": lambda _: self._kill_component("scheduler"),
             "API server killed": lambda _: self._kill_component("api-server"),
             "campaign command killed": self._kill_command,
-            "step out of memory": lambda _: self._order("oom"),
         }
+        if arena.image:
+            self._ways["container killed"] = self._kill_container
+            return
+        self._ways["step killed"] = self._kill_step
+        self._ways["step out of memory"] = lambda campaign: self._order("oom", campaign)
         if arena.disk:
             self._ways["disk full"] = self._fill_disk
         if os.access("/sys/fs/cgroup/memory/cgroup.procs", os.W_OK):
-            self._ways["step starved of memory"] = lambda _: self._order("starve")
+            self._ways["step starved of memory"] = lambda campaign: self._order("starve", campaign)
 
     def disturb(self, campaign: subprocess.Popen[bytes]) -> None:
         """One disturbance, of the kinds that were rarest so far."""
@@ -180,6 +203,16 @@ class Chaos:
         steps = self._arena.steps()
         return bool(steps) and _killed(self._dice.choice(steps))
 
+    def _kill_container(self, _: subprocess.Popen[bytes]) -> bool:
+        from docker.errors import APIError
+
+        running = self._arena.containers()
+        if running:
+            with contextlib.suppress(APIError):  # it ended by itself meanwhile
+                connect().kill(self._dice.choice(running))
+                return True
+        return False
+
     def _kill_component(self, name: str) -> bool:
         found = self._arena.component(name)
         return found is not None and _killed(found)
@@ -187,16 +220,18 @@ class Chaos:
     def _kill_command(self, campaign: subprocess.Popen[bytes]) -> bool:
         return self._arena.component("scheduler") is not None and _killed(campaign.pid)
 
-    def _order(self, name: str) -> bool:
+    def _order(self, name: str, campaign: subprocess.Popen[bytes]) -> bool:
         """Give an order and wait until a step obeyed it, or the campaign went on without."""
-        before = len(list((self._arena.root / "obeyed").glob(f"{name}-*")))
         order = self._arena.root / "orders" / name
         order.touch()
-        deadline = time.monotonic() + 15
-        while order.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + PATIENCE_S
+        while order.exists() and campaign.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        order.unlink(missing_ok=True)
-        return len(list((self._arena.root / "obeyed").glob(f"{name}-*"))) > before
+        try:
+            order.unlink()
+        except FileNotFoundError:
+            return True
+        return False
 
     def _fill_disk(self, _: subprocess.Popen[bytes]) -> bool:
         if not self._arena.steps():
@@ -258,9 +293,20 @@ def check_whole(arena: Arena, run: RunDir) -> None:
     assert not list((arena.root / "violations").iterdir())
     assert [holder(arena.home, f"GPU-{number}") for number in range(2)] == [None, None]
     assert arena.steps() == []
+    assert arena.containers() == []
 
 
 def test_the_verdict_survives(arena: Arena) -> None:
+    disturb(arena)
+
+
+@pytest.mark.skipif(not IMAGE, reason="tools/with_docker.sh gives an engine and an image")
+def test_the_verdict_survives_in_containers(tmp_path: Path) -> None:
+    disturb(Arena(tmp_path, disk=False, image=IMAGE))
+
+
+def disturb(arena: Arena) -> None:
+    """Campaigns until enough was done to them, each judged as the undisturbed one."""
     dice = random.Random(SEED)  # noqa: S311 - a seeded sequence of disturbances
     undisturbed = play(arena, "undisturbed", None, dice)
     check_whole(arena, undisturbed)
