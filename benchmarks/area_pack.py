@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.rows import ROOT, Row
 from evpack.pack.build import build
 
-REPORTS = 1000
+REPORTS, LAYERS = 1000, 30
+"""A model of 30 blocks: 212 matrices and 272 modules listened to, as many as the demo model's."""
 _PROBE = """
 import json, resource, sys, time
 from pathlib import Path
@@ -80,11 +81,11 @@ def measure() -> list[Row]:
 
 
 def _pack(folder: Path, reports: int) -> Path:
-    """A pack of a campaign of invented losses: two clean scenarios, so half as many runs of each."""
+    """A pack of invented losses and guard figures: two clean scenarios, so half as many runs of each."""
     sys.path.insert(0, str(ROOT.parent / "tests" / "pack"))
     from pack_campaign import Campaign
 
-    campaign = Campaign(folder / "run", runs=reports // 2).write().finish()
+    campaign = Campaign(folder / "run", runs=reports // 2, layers=LAYERS).write().finish()
     return build(campaign.run, key=None, html=False).path
 
 

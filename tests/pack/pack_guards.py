@@ -6,14 +6,14 @@ import hashlib
 import math
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-from evpack.catalog.edit_spec import ResolvedEdit
+from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
 from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import Category, Scenario
 from evpack.checkpoint.contents import Contents, TensorRecord
-from evpack.checkpoint.scope import place
+from evpack.checkpoint.scope import place, select
 from evpack.data.windows import RunWindows
 from evpack.evaluation.records import WindowRecords
 from evpack.files import canonical_json, sha256_bytes
@@ -87,7 +87,7 @@ class Model:
             },
             "removed": [],
             "config_overrides": {},
-            "declaration": None if fault else {"tensors": list(changed), "edit_type": "quant_rtn"},
+            "declaration": None if fault else {"tensors": self._edited(), "edit_type": "quant_rtn"},
             "metadata": {},
         }
 
@@ -123,9 +123,12 @@ class Model:
     def _changed(self, scenario: Scenario) -> dict[str, TensorRecord]:
         names = {"nan_injection": [BROKEN], "scale_explosion": [SCALED]}.get(scenario.id)
         if names is None:
-            names = sorted(name for name in self.contents.names() if ".mlp." in name)
+            names = self._edited()
         old = self.contents.tensors
         return {name: old[name].model_copy(update={"sha256": _hex(name + scenario.id)}) for name in names}
+
+    def _edited(self) -> list[str]:
+        return [weight.name for weight in select(self.contents, parse_scope("ffn"))]
 
     def _matrix(self, record: TensorRecord, name: str, scenario: Scenario | None) -> MatrixRecord:
         sigma = 1.0 + random.Random(name).random()  # noqa: S311 - test data
@@ -176,21 +179,30 @@ def encoded(records: SpectralRecords | ActivationRecords) -> bytes:
 
 
 def _module(name: str, scenario: Scenario | None, run: int) -> ModuleActivations:
+    baseline = _baseline_module(name, run)
+    if scenario is None:
+        return baseline
+    if scenario.id == "nan_injection":
+        return baseline.model_copy(update={"edge_risk": (None,) * 8, "mean_square": (None,) * 8})
+    factor = math.exp(0.1 * MOVES[scenario.id])
+    moved = {what: tuple(factor * value for value in getattr(baseline, what)) for what in ("edge_risk", "mean_square")}
+    return baseline.model_copy(update=moved)
+
+
+@cache
+def _baseline_module(name: str, run: int) -> ModuleActivations:
     draw = random.Random(f"{name} {run}")  # noqa: S311 - test data
-    risks = [0.5 + draw.random() for _ in range(8)]
-    squares = [1.0 + 0.1 * draw.random() for _ in range(8)]
     where = place(name, 1 if "norm" in name else 2)
-    broken = scenario is not None and scenario.id == "nan_injection"
-    moved = 0.0 if scenario is None or broken else 0.1 * MOVES[scenario.id]
     return ModuleActivations(
         kind="embedding" if "embed" in name else "norm" if "norm" in name else "linear",
         target="ffn" if where and where.part == "ffn" and where.role == "down" else None,
         m=128,
         n=8,
-        edge_risk=(None,) * 8 if broken else tuple(risk * math.exp(moved) for risk in risks),
-        mean_square=(None,) * 8 if broken else tuple(square * math.exp(moved) for square in squares),
+        edge_risk=tuple(round(0.5 + draw.random(), 9) for _ in range(8)),
+        mean_square=tuple(round(1.0 + 0.1 * draw.random(), 9) for _ in range(8)),
     )
 
 
+@cache
 def _hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +28,7 @@ _FAMILIES: tuple[tuple[str, re.Pattern[str]], ...] = (
 """First match wins. Gate projections come first: they are weights of a feed-forward block, not routers."""
 
 
+@lru_cache(maxsize=1 << 14)
 def family(name: str) -> str:
     """The family of a tensor or module: ffn, router, expert_ffn, attn, embed or other (lm_head, norms)."""
     lowered = name.lower()

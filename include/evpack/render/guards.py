@@ -9,6 +9,8 @@ from evpack.render.plots import Level, bars, levels
 from evpack.render.templating import number
 
 _WHERE = {"model": "model_name", "scenario": "scenario", "run": "run"}
+_NOT_FINITE = ("non_finite_matrix", "edge_risk_lost")
+"""Findings that something has no finite figure."""
 _STATISTICS = {
     "spectral": (
         "How far weights moved",
@@ -64,6 +66,8 @@ def _of_its_limit(rmt: Mapping[str, Any]) -> float | None:
 
 def _figure(value: float | None, limits: list[float], block: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"pass": "accept", "warn": "inconclusive"}
+    if any(entry["type"] in _NOT_FINITE for entry in block["failures"]):
+        value = None  # the figure is of what is left
     return {"value": value, "limits": limits, "kind": kinds.get(block["status"], "reject")}
 
 

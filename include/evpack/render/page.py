@@ -124,7 +124,7 @@ def _cell(cell: Mapping[str, Any] | None) -> dict[str, str] | None:
         "class": cell["state"].replace(" ", "-"),
         "mark": _MARKS[cell["state"]],
         "got": cell["got"],
-        "signals": ", ".join([*cell["hard_flips"], *cell["remediations"]]),
+        "signals": ", ".join(dict.fromkeys([*cell["hard_flips"], *cell["remediations"]])),
     }
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _WIDEST = math.log(4)
-"""Half-width beyond which a forest plot is cut and a point at its edge is drawn as an arrow (ratio 4)."""
+_WIDEST_BY_LIMIT = 3.2
+"""Half-width beyond which a forest plot is cut and a point is drawn as an arrow at its edge: a ratio of 4, or so many
+times the wider limit; intervals near the limits must stay visible beside a ruined model."""
 _SMALLEST = 1e-4
 """Left end of an axis of magnitudes: what is smaller is drawn there."""
 
@@ -45,7 +47,8 @@ def forest(lines: Sequence[Line], limits: tuple[float, float] | None = None) -> 
     """Ratios on a logarithmic axis with their intervals, a line at 1 and dashed lines at the limits."""
     shown = [v for line in lines for v in (line.ratio, line.low, line.high) if v is not None and v > 0]
     reach = max((abs(math.log(v)) for v in (*shown, *(limits or ()))), default=0.1)
-    reach = min(max(reach * 1.1, 0.01), _WIDEST)
+    widest = max((_WIDEST_BY_LIMIT * abs(math.log(limit)) for limit in limits or ()), default=_WIDEST)
+    reach = min(max(reach * 1.1, 0.01), widest)
 
     def place(ratio: float) -> float:
         at = math.log(ratio) if ratio > 0 else -reach
