@@ -1,7 +1,8 @@
 """evaluation.report.json: assembled from records, checked against its schema, recomputed by whoever doubts it.
 
 What follows from the records (metric, interval, gates, counts, digests) is derived in one place, `_derived`, which
-building and recomputing share. The rest (guard blocks, provenance, data set) is attested by the run that wrote it.
+building and recomputing share. Guard blocks follow from figures of their own (`pack.recheck_guards`);
+the rest (provenance, data set) is attested by the run that wrote it.
 A guard that is not in the guards' order leaves no flag in `validation`, see docs/decisions/0003-guards-not-run.md.
 """
 

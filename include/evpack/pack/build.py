@@ -198,15 +198,12 @@ def _facts(
     campaign = result.campaign
     plan, settings = campaign.plan, campaign.settings
     frozen = settings.to_json()
-    repeats = campaign.document(layout.REPEATS) if campaign.has(layout.REPEATS) else None
     return manifest.Facts(
         generated_at=utc_now(),
         plan=plan,
-        online=settings.net,
+        settings=settings,
         level=result.level,
-        determinism=settings.determinism,
-        repeats=settings.repeats,
-        determinism_repeats=repeats,
+        determinism_repeats=result.repeats,
         label=run.root.name,
         parameters={
             **{name: frozen[name] for name in parameters},

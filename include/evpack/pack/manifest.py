@@ -15,6 +15,7 @@ from evpack.files import Json, sha256_bytes
 from evpack.pack import layout, schemas
 from evpack.pack.layout import Layout
 from evpack.plan.model import CampaignPlan
+from evpack.settings import Settings
 
 FORMAT = "evidence-pack-v1"
 MAX_MANIFEST_BYTES = 32 << 20
@@ -55,10 +56,8 @@ class Facts:
 
     generated_at: str
     plan: CampaignPlan
-    online: bool
+    settings: Settings
     level: EvidenceLevel
-    determinism: str
-    repeats: int
     determinism_repeats: Json
     label: str
     """Name of the run directory, without its path."""
@@ -98,13 +97,9 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
         "checksums_sha256": layout.CHECKSUMS,
         "checksums_sha256_digest": sha256_bytes(checksums),
         "generated_at": facts.generated_at,
-        **restated(facts.plan, facts.verification),
-        "network_mode": "online" if facts.online else "offline",
+        **restated(facts.plan, facts.settings, facts.verification, facts.determinism_repeats),
         "evidence_level": facts.level,
         "layout": facts.layout.name,
-        "determinism": facts.determinism,
-        "repeats": facts.repeats,
-        "determinism_repeats": facts.determinism_repeats,
         "run_dir": facts.label,
         "builder": {"id": "evpack", "name": "evpack build", "version": __version__},
         "subject": {"name": "final_verdict", **reference(layout.VERDICT)},
@@ -128,14 +123,23 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
     return value
 
 
-def restated(plan: CampaignPlan, verification: Json) -> dict[str, Json]:
-    """What a manifest repeats from packed files for readers' convenience; a verifier holds it against them."""
+def restated(plan: CampaignPlan, settings: Settings, verification: Json, determinism_repeats: Json) -> dict[str, Json]:
+    """What a manifest repeats from packed files for readers' convenience; a verifier holds it against them.
+
+    Args:
+        verification: verification_summary.json.
+        determinism_repeats: determinism_repeats.json, null without it.
+    """
     models = sorted(plan.models, key=lambda model: model.id)
     return {
         "suite": plan.suite,
         "model_list": [model.id for model in models],
         "models": [{"model_id": model.id, "revision": model.source.revision} for model in models],
         "verification": verification,
+        "network_mode": "online" if settings.net else "offline",
+        "determinism": settings.determinism,
+        "repeats": settings.repeats,
+        "determinism_repeats": determinism_repeats,
     }
 
 

@@ -34,8 +34,9 @@ Get the signer's public key or fingerprint from the people who made this pack, n
 
 - Metric, interval, gates, outcomes and verdict follow from the per-window losses in the records.json files; the
   verifier computes them again under its own limits.
-- The losses themselves, digests of tensors and findings of guards on weights are attested by the signer. They cannot
-  be recomputed here: weights and token ids are not packed.
+- Findings of guards follow from the figures of matrices and modules beside each report; they are computed again too.
+- The losses and figures themselves, digests of tensors, what loading a model said and elements that are not finite
+  outside matrices are attested by the signer. They cannot be recomputed here: weights and token ids are not packed.
 - PASS means that every expectation of the scenario list held on these windows. It says nothing about other text,
   other tasks or the safety of a model.
 {caveat}"""

@@ -74,6 +74,11 @@ class Recheck:
             "policy_profile": self.campaign.settings.verify_profile,
         }
 
+    @property
+    def repeats(self) -> Json:
+        """results/determinism_repeats.json, null without it."""
+        return self.campaign.document(layout.REPEATS) if self.campaign.has(layout.REPEATS) else None
+
     def derived(self) -> dict[str, bytes]:
         """Files that say nothing of their own: build writes them, verify compares them."""
         return {layout.VERIFICATION: pretty_json(self.summary()), **self.verified}

@@ -338,7 +338,8 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
     for text in result.errors:
         state.add(VerifyExit.EVIDENCE, text)
     state.warnings += result.warnings
-    expected = manifest.restated(result.campaign.plan, result.summary())
+    campaign = result.campaign
+    expected = manifest.restated(campaign.plan, campaign.settings, result.summary(), result.repeats)
     for key in sorted(expected.keys() & document.keys()):
         if canonical_json(document[key]) != canonical_json(expected[key]):
             state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST}: {key} is not what the packed files say")
