@@ -27,6 +27,12 @@ class StepExit(IntEnum):
     """Something this step needs was not produced: a failure, never a skip."""
     NO_DEVICE = 15
     """The devices did not become free within LEASE_WAIT: tried again later, which costs no retry."""
+    NO_ROOM = 16
+    """The campaign's variants take all the space they may: tried again later, which costs no retry."""
+
+
+WAITING = frozenset({StepExit.NO_DEVICE, StepExit.NO_ROOM})
+"""Not now: the task gives its slots back and asks again, which costs no retry."""
 
 
 class CampaignExit(IntEnum):
@@ -112,6 +118,12 @@ class NoDevice(EvpackError):
     """The devices that a step needs are all in use."""
 
     exit_code = StepExit.NO_DEVICE
+
+
+class NoRoom(EvpackError):
+    """A variant must wait until others were evaluated and removed."""
+
+    exit_code = StepExit.NO_ROOM
 
 
 # --- nobody's fault: a dependency is missing ------------------------------------------------------

@@ -143,6 +143,16 @@ class RunDir:
         """state/errors.json, derived."""
         return self.root / "state" / "errors.json"
 
+    @property
+    def disk_pressure(self) -> Path:
+        """state/disk_pressure.json: there while the campaign stands still for lack of disk space."""
+        return self.root / "state" / "disk_pressure.json"
+
+    @property
+    def variant_room(self) -> Path:
+        """Locks of create steps at work, with the space they may take."""
+        return self.root / "state" / "variant_room"
+
     def marker(self, step_id: str) -> Path:
         """Completion marker of a step, written last."""
         return self.root / "state" / "steps" / f"{checked_step(step_id)}.json"

@@ -79,7 +79,9 @@ class Settings(BaseModel):
         Literal["throughput", "strict"],
         Var(CORE, "PACK_DETERMINISM", "`strict` turns on deterministic kernels and turns TF32 off.", ENGINE),
     ] = "throughput"
-    repeats: Annotated[Count, Var(CORE, "PACK_REPEATS", "Repeated evaluations of one edit; only 0 so far.", PLAN)] = 0
+    repeats: Annotated[
+        Count, Var(CORE, "PACK_REPEATS", "Repeats of one edit's evaluation, compared by digest.", "plan, evaluate")
+    ] = 0
     model_revisions_file: Annotated[
         FilePath | None,
         Var(CORE, "PACK_MODEL_REVISIONS_FILE", "Pinned revisions; else model_revisions.json in EVPACK_HOME.", PLAN),
@@ -302,11 +304,23 @@ class Settings(BaseModel):
         Literal["delta", "full"],
         Var(STORAGE, "PACK_VARIANT_STORAGE", "Variants as what changed, or as whole checkpoints.", "plan, create"),
     ] = "delta"
+    keep_variants: Annotated[
+        bool,
+        Var(STORAGE, "PACK_KEEP_VARIANTS", "Keep a variant's weights after its last evaluation.", "plan, evaluate"),
+    ] = False
+    variant_budget_gb: Annotated[
+        Annotated[Gigabytes | None, BeforeValidator(auto)],
+        Var(
+            *(STORAGE, "PACK_VARIANT_BUDGET_GB", "Space of all variants at one time, GB; auto: what the disk allows."),
+            "plan, create, evaluate",
+        ),
+    ] = None
     min_free_disk_gb: Annotated[
-        Gigabytes, Var(STORAGE, "MIN_FREE_DISK_GB", "Space that must stay free beside what is written, GB.", PLAN)
+        Gigabytes,
+        Var(STORAGE, "MIN_FREE_DISK_GB", "Space that must stay free beside what is written, GB.", "plan, steps"),
     ] = 200
     skip_disk_preflight: Annotated[
-        bool, Var(STORAGE, "PACK_SKIP_DISK_PREFLIGHT", "Plan without looking at the free space.", PLAN)
+        bool, Var(STORAGE, "PACK_SKIP_DISK_PREFLIGHT", "Plan and run without looking at the free space.", "plan, steps")
     ] = False
     cuda_memory_fraction: Annotated[
         Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1)],

@@ -155,6 +155,16 @@ def test_variants_in_full_need_more_room(make_settings: MakeSettings, home: Home
     assert reserved("full") > reserved("delta")
 
 
+def test_a_budget_below_one_step_is_refused(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings()
+    size = build_plan(settings, home, NOW).space[0].edits_gb
+    build_plan(settings.model_copy(update={"variant_budget_gb": size}), home, NOW)
+    with pytest.raises(BadInput, match=r"PACK_VARIANT_BUDGET_GB=.*tiny may take"):
+        build_plan(settings.model_copy(update={"variant_budget_gb": size / 2}), home, NOW)
+    with pytest.raises(BadInput, match="contradict"):
+        build_plan(settings.model_copy(update={"variant_budget_gb": 1.0, "keep_variants": True}), home, NOW)
+
+
 def test_devices_decide_the_lane(make_settings: MakeSettings, home: Home) -> None:
     settings = make_settings()
     assert build_plan(settings, home, NOW, Devices(0)).plan.models[0].lane == "cpu_s"
@@ -171,7 +181,11 @@ def test_facts_of_a_local_model(make_settings: MakeSettings, make_model: MakeMod
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     assert model.weights_gb == round(size / 1e9, 3) and model.source.path == str(directory)
     largest = 1024 * 4 * 4  # five of the twelve injections store one tensor, six up to everything, one nothing
-    assert draft.space[0].errors_gb == pytest.approx((5 * largest + 6 * size) / 1e9)
+    edits = sum(scenario.category != "error_injection" for scenario in draft.plan.scenarios)
+    space = draft.space[0]
+    assert space.errors_gb == pytest.approx(size / 1e9)  # one at a time
+    assert space.edits_gb == pytest.approx((edits if model.batch_edits else 1) * size / 1e9)
+    assert space.all_gb == pytest.approx((edits * size + 5 * largest + 6 * size) / 1e9)
     assert draft.checkpoints == (directory,)
     before = model.source.revision
     (directory / "config.json").write_text(json.dumps({"vocab_size": 33}))
@@ -288,7 +302,6 @@ def test_resume_refuses_changed_settings(make_settings: MakeSettings, run: RunDi
         ({"models": ["/no/such/model"]}, "/no/such/model"),
         ({"dataset": "synthetic"}, "INVARLOCK_DATASET=synthetic"),
         ({"guards_order": "invariants,spectral,oracle"}, "PACK_GUARDS_ORDER=oracle"),
-        ({"repeats": 2}, "PACK_REPEATS=2"),
         ({"hf_trust_remote_code": True}, "INVARLOCK_HF_TRUST_REMOTE_CODE=True"),
         ({"calibration_preset_file": "/p.yaml"}, "calibration preset /p.yaml does not exist"),
         ({"drift_calibration_runs": 0}, "DRIFT_CALIBRATION_RUNS=0"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evpack.errors import BadInput
 from evpack.plan import memory
-from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb
+from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb, variant_budget_gb
 from evpack.plan.memory import Devices, devices_needed, host_devices, scoring_gb
 from evpack.plan.nvml import DeviceFacts
 from evpack.settings_resolve import resolve
@@ -106,6 +106,24 @@ def test_worked_examples_of_disk_space(mode: str, cache: str | None, expected: f
     run = tmp_path / "run"
     assert required_gb(run, [model], settings(baseline_storage_mode=mode, min_free_disk_gb=0)) == expected
     assert required_gb(run, [model, model], settings(baseline_storage_mode=mode)) == 2 * expected + 200
+
+
+def test_room_for_variants_is_what_the_disk_has_beyond_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelSpace(14, None, edits_gb=14, errors_gb=14, all_gb=280)
+    free = 28.0 + 200
+    monkeypatch.setattr("evpack.plan.disk.free_gb", lambda _: free)
+    assert required_gb(tmp_path, [model], settings()) == free  # the least, so the campaign is planned ...
+    assert variant_budget_gb(tmp_path, [model], settings()) == 28  # ... and variants come and go
+    free = 128.0 + 200
+    assert variant_budget_gb(tmp_path, [model], settings()) == 128
+    free = 280.0 + 200
+    assert variant_budget_gb(tmp_path, [model], settings()) is None
+    assert variant_budget_gb(tmp_path, [model], settings(variant_budget_gb=40)) == 40
+    assert required_gb(tmp_path, [model], settings(variant_budget_gb=40)) == 240
+    assert variant_budget_gb(tmp_path, [model], settings(keep_variants=True)) is None
+    assert required_gb(tmp_path, [model], settings(keep_variants=True)) == 480
 
 
 def test_disk_preflight(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def make_context(home: Home, tmp_path: Path) -> MakeContext:
     """The context of a calibrate step; keyword arguments are settings."""
 
     def make(devices: int = 1, scoring_gb: float = 7.0, **settings: Any) -> StepContext:
-        frozen = Settings(**{"lease_wait": 0, "gpu_cache_ttl": 0, **settings})
+        frozen = Settings(**{"lease_wait": 0, "gpu_cache_ttl": 0, "min_free_disk_gb": 0, **settings})
         plan = campaign(devices, scoring_gb, frozen)
         return StepContext(RunDir(tmp_path / "run"), plan, frozen, plan.steps[0], home)
 

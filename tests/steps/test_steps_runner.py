@@ -62,7 +62,7 @@ FAILURES: dict[str, BaseException] = {
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A planned campaign of two steps whose work is `write_number`."""
     directory = RunDir(tmp_path / "run")
-    settings = Settings()
+    settings = Settings(min_free_disk_gb=0)
     model = ModelPlan(
         id="M",
         label="M",

@@ -21,6 +21,7 @@ from evpack.steps import runner
 from evpack.verdict.rules import compile_verdict
 
 SCENARIO = "quant_clean"
+SETTINGS = Settings(min_free_disk_gb=0)
 CREATE, EVALUATE = (step_id(kind, "m", SCENARIO) for kind in (StepType.CREATE, StepType.EVALUATE))
 
 
@@ -43,7 +44,7 @@ def plan_of(status: str) -> CampaignPlan:
         suite="test",
         created_at="2026-01-01T00:00:00Z",
         evpack_version="0",
-        settings_digest=Settings().digest(),
+        settings_digest=SETTINGS.digest(),
         models=(model,),
         scenarios=tuple(scenario for scenario in manifest.scenarios if scenario.id == SCENARIO),
         steps=(
@@ -57,7 +58,7 @@ def plan_of(status: str) -> CampaignPlan:
 def planned(tmp_path: Path) -> Callable[[str], RunDir]:
     def make(status: str) -> RunDir:
         run = RunDir(tmp_path / status)
-        write_json(run.settings, Settings().to_json())
+        write_json(run.settings, SETTINGS.to_json())
         write_json(run.plan, plan_of(status).to_json())
         return run
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
-from evpack.errors import StepExit
+from evpack.errors import WAITING, StepExit
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
-from evpack.runtime.failures import RETRIED, STEP_CODES, WAITING, RetryLimits, class_of
+from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
 from evpack.settings import MOST_RETRIES, Settings
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
 
     Raises:
         BlockedTask: when something the step needs is missing.
-        AirflowRescheduleException: when its devices are all in use; costs no retry.
+        AirflowRescheduleException: when it must wait for devices or for room; costs no retry.
         StepRetry: when another try may cure it.
         StepFailed: when no further try can.
     """

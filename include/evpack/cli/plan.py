@@ -21,13 +21,15 @@ def register(app: typer.Typer) -> None:
     def plan(
         suite: str | None = typer.Option(None, "--suite", help="Suite; `evpack suites` lists them."),
         out: Path | None = typer.Option(None, "--out", help="Write the plan into this run directory."),
+        repeats: int | None = typer.Option(None, "--repeats", min=0, help="Evaluate one edit N times more."),
         param: list[str] = typer.Option([], "--param", "-p", help="A setting as name=value; may be repeated."),
     ) -> None:
         """Show what a campaign would do; with --out, plan it."""
         from evpack.home import Home
         from evpack.steps.plan import dry_run, open_campaign
 
-        params = parse_params(param, suite=suite, output_dir=str(out) if out else None)
+        given = {"output_dir": str(out) if out else None, "repeats": None if repeats is None else str(repeats)}
+        params = parse_params(param, suite=suite, **given)
         home = Home.locate()
         if out is None:
             with naming_default_suite(params):
@@ -89,5 +91,6 @@ def describe(plan: CampaignPlan) -> list[str]:
 
 
 def _space_line(draft: Draft) -> str:
-    total = sum(space.edits_gb + space.errors_gb for space in draft.space)
-    return f"variants take at most {total:.1f} GB"
+    everything = sum(space.all_gb for space in draft.space)
+    least = sum(space.edits_gb + space.errors_gb for space in draft.space)
+    return f"variants take at most {everything:.1f} GB, {least:.1f} GB where the disk has no room for all at one time"

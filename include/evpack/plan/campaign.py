@@ -6,8 +6,9 @@ directory is planned entirely or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from evpack.errors import BadInput
 from evpack.files import Json, utc_now, write_atomic, write_json
 from evpack.home import Home
 from evpack.plan import preflight
-from evpack.plan.disk import ModelSpace, check_space
+from evpack.plan.disk import ModelSpace, check_space, variant_budget_gb
 from evpack.plan.lanes import lane_of
 from evpack.plan.memory import (
     Devices,
@@ -88,7 +89,12 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     found = host_devices(settings) if devices is None else devices
     cpu_slots = (slots_made(home.pools) or {}).get("cpu", 0)
     models = tuple(_model(source, found, settings, edits, cpu_slots) for source in sources)
-    steps = [step for model in models for step in _model_steps(model, manifest.scenarios, edits, settings)]
+    space_of = {source.id: partial(_variant_gb, source, settings=settings) for source in sources}
+    steps = [
+        step
+        for model in models
+        for step in _model_steps(model, manifest.scenarios, edits, settings, space_of[model.id])
+    ]
     plan = CampaignPlan(
         suite=settings.suite,
         created_at=now,
@@ -108,7 +114,11 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     }
     if presets := reused_presets([model.name for model in models], settings):
         documents["reused_presets.json"] = presets
-    space = tuple(_space(source, manifest.scenarios, settings) for source in sources)
+    check_budget(plan, settings)
+    space = tuple(
+        _space(source, model, plan.steps_of(StepType.CREATE, model=model.name), settings)
+        for source, model in zip(sources, models, strict=True)
+    )
     return Draft(plan, documents, space, tuple(source.directory for source in sources), pins)
 
 
@@ -166,8 +176,10 @@ def plan_campaign(
     if settings.net and draft.pins:
         store_pins(home, draft.pins, settings.suite, draft.plan.created_at)
     write_atomic(run.analysis / "memory_plan.csv", memory_plan(draft.plan, settings).encode())
-    write_json(run.plan, draft.plan.to_json(), replace=False)
-    return draft.plan
+    budget = variant_budget_gb(run.root, draft.space, settings)
+    plan = draft.plan.model_copy(update={"variant_budget_gb": budget})
+    write_json(run.plan, plan.to_json(), replace=False)
+    return plan
 
 
 def _resume(run: RunDir, settings: Settings, given: Collection[str]) -> CampaignPlan:
@@ -216,24 +228,62 @@ def _model(
     )
 
 
-def _space(source: Source, scenarios: Sequence[Scenario], settings: Settings) -> ModelSpace:
-    """Upper bounds: a variant is never larger than the weights; one becomes full while its delta is still there."""
+def _variant_gb(source: Source, scenario: Scenario, settings: Settings) -> float:
+    """Upper bound: a variant is never larger than the weights; one becomes full while its delta is still there."""
     full = settings.variant_storage == "full"
-    edits, errors = source.weights_gb if full else 0.0, 0.0
-    for scenario in scenarios:
-        if not isinstance(scenario.generation, ErrorGeneration):
-            edits += source.weights_gb
-            continue
-        if full:
-            errors += source.weights_gb
-            continue
-        tensors = FAULT_TENSORS[scenario.generation.error_type]
-        errors += source.weights_gb if tensors is None else min(source.weights_gb, tensors * source.largest_tensor_gb)
-    return ModelSpace(source.weights_gb, source.arrives, edits_gb=edits, errors_gb=errors)
+    if not isinstance(scenario.generation, ErrorGeneration):
+        return source.weights_gb * (1 + full)
+    tensors = None if full else FAULT_TENSORS[scenario.generation.error_type]
+    delta = source.weights_gb if tensors is None else min(source.weights_gb, tensors * source.largest_tensor_gb)
+    return delta * (1 + full)
+
+
+def _space(source: Source, model: ModelPlan, create_steps: Sequence[StepPlan], settings: Settings) -> ModelSpace:
+    edits = [step.variant_gb for step in create_steps if step.edit is not None]
+    errors = [step.variant_gb for step in create_steps if step.edit is None]
+    both = edits + errors
+    return ModelSpace(
+        source.weights_gb,
+        source.arrives,
+        edits_gb=sum(edits) if model.batch_edits else max(edits, default=0.0),
+        errors_gb=max(errors, default=0.0),
+        # Whole checkpoints lie beside their deltas one after the other.
+        all_gb=(sum(both) + max(both, default=0.0)) / 2 if settings.variant_storage == "full" else sum(both),
+    )
+
+
+def check_budget(plan: CampaignPlan, settings: Settings) -> None:
+    """Refuse a variant budget that a single create step would exceed.
+
+    Raises:
+        BadInput: naming model and space.
+    """
+    budget = settings.variant_budget_gb
+    if budget is None:
+        return
+    if settings.keep_variants:
+        raise BadInput(
+            f"PACK_VARIANT_BUDGET_GB={budget:g} and PACK_KEEP_VARIANTS contradict each other",
+            "variants that are kept give no space back: set one of the two",
+        )
+    for model in plan.models:
+        steps = plan.steps_of(StepType.CREATE, model=model.name)
+        need = max([step.variant_gb for step in steps], default=0.0)
+        if model.batch_edits:
+            need = max(need, sum(step.variant_gb for step in steps if step.edit is not None))
+        if need > budget:
+            raise BadInput(
+                f"PACK_VARIANT_BUDGET_GB={budget:g}: one step of {model.label} may take {need:.3f} GB",
+                "raise it" + (", or set PACK_USE_BATCH_EDITS=false" if model.batch_edits else ""),
+            )
 
 
 def _model_steps(
-    model: ModelPlan, scenarios: Sequence[Scenario], edits: Mapping[tuple[str, str], Any], settings: Settings
+    model: ModelPlan,
+    scenarios: Sequence[Scenario],
+    edits: Mapping[tuple[str, str], Any],
+    settings: Settings,
+    variant_gb: Callable[[Scenario], float],
 ) -> list[StepPlan]:
     def step(type_: StepType, scenario: Scenario | None, needs: Sequence[StepPlan], runs: int = 0) -> StepPlan:
         return StepPlan(
@@ -245,6 +295,7 @@ def _model_steps(
             needs=tuple(need.id for need in needs),
             runs=tuple(range(1, runs + 1)),
             edit=edits.get((model.id, scenario.id)) if scenario and type_ is StepType.CREATE else None,
+            variant_gb=round(variant_gb(scenario), 9) if scenario and type_ is StepType.CREATE else 0.0,
             timeout_s=settings.timeout_for(
                 type_.reference_name(scenario.category if scenario else None, batch=model.batch_edits)
             ),

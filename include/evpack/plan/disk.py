@@ -25,9 +25,11 @@ class ModelSpace:
     arrives: Path | None
     """Directory below which its weights still have to be written (hub cache, conversion), None when they are there."""
     edits_gb: float
-    """Variants made by edits that lie on disk at one time."""
+    """Variants made by edits that lie on disk at one time, at least: one, or all that one pass makes."""
     errors_gb: float
-    """The same of error injections."""
+    """The same of error injections: one."""
+    all_gb: float = 0.0
+    """All variants together."""
 
 
 def required_gb(path: Path, models: Iterable[ModelSpace], settings: Settings) -> float:
@@ -35,12 +37,36 @@ def required_gb(path: Path, models: Iterable[ModelSpace], settings: Settings) ->
 
     Sum over models of what arrives on the same file system + baseline copy + variants, and MIN_FREE_DISK_GB beside it.
     """
+    models = tuple(models)
     copies = BASELINE_COPIES[settings.baseline_storage_mode]
-    total = sum(
-        model.weights_gb * (int(_on_device_of(path, model.arrives)) + copies) + model.edits_gb + model.errors_gb
-        for model in models
-    )
-    return total + settings.min_free_disk_gb
+    total = sum(model.weights_gb * (int(_on_device_of(path, model.arrives)) + copies) for model in models)
+    return total + _variants_gb(models, settings) + settings.min_free_disk_gb
+
+
+def _variants_gb(models: Iterable[ModelSpace], settings: Settings) -> float:
+    """What variants take at one time: all where they are kept, else PACK_VARIANT_BUDGET_GB, else the least."""
+    models = tuple(models)
+    everything = sum(max(model.all_gb, model.edits_gb + model.errors_gb) for model in models)
+    if settings.keep_variants:
+        return everything
+    if settings.variant_budget_gb is not None:
+        return min(settings.variant_budget_gb, everything)
+    return sum(model.edits_gb + model.errors_gb for model in models)
+
+
+def variant_budget_gb(path: Path, models: Iterable[ModelSpace], settings: Settings) -> float | None:
+    """Space that the variants of a campaign may take at one time, GB; None when there is room for all.
+
+    PACK_VARIANT_BUDGET_GB, else what the disk has beyond everything else, never less than the preflight asks for.
+    """
+    models = tuple(models)
+    if settings.keep_variants or settings.variant_budget_gb is not None:
+        return settings.variant_budget_gb
+    least = _variants_gb(models, settings)
+    spare = free_gb(path) - (required_gb(path, models, settings) - least)
+    if settings.skip_disk_preflight or spare >= sum(model.all_gb for model in models):
+        return None
+    return round(max(spare, least), 3)
 
 
 def free_gb(path: Path) -> float:

@@ -110,6 +110,8 @@ class StepPlan(Frozen):
     """Concrete parameters of a create step that edits; None for error injections."""
     timeout_s: int | None = None
     """Execution limit in seconds, None for no limit."""
+    variant_gb: float = 0.0
+    """Largest space that the variant of a create step may take, GB."""
 
 
 class CampaignPlan(Frozen):
@@ -123,6 +125,8 @@ class CampaignPlan(Frozen):
     """`Settings.digest` of the frozen settings."""
     policy_overrides: dict[str, Any] = {}
     """Limits from configuration files, as `catalog.policy.resolve_policy` takes them."""
+    variant_budget_gb: float | None = None
+    """Space that variants may take at one time, GB; None when there is room for all."""
     models: tuple[ModelPlan, ...]
     """In priority order (small first unless the order setting says otherwise)."""
     scenarios: tuple[Scenario, ...]

@@ -18,9 +18,6 @@ from evpack.settings import Settings
 RETRIED = frozenset({StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY})
 """Classes that another try may cure."""
 
-WAITING = frozenset({StepExit.NO_DEVICE})
-"""Classes that mean: not now. The task gives its slots back and asks again, which costs no retry."""
-
 STEP_CODES = frozenset(map(int, StepExit))
 
 JITTER = 0.2

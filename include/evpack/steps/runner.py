@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,7 +28,9 @@ from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state
 from evpack.steps.base import Leased, LeaseDevices, StepContext, StepFunction, log
+from evpack.steps.pressure import check_pressure
 from evpack.steps.timeline import write_timeline
+from evpack.steps.variants import is_whole, release, remove_weights, room_for, spent, variant_step
 
 STEP_FUNCTIONS: Mapping[StepType, str] = {
     StepType.SETUP_BASELINE: "evpack.steps.setup_baseline:setup_baseline",
@@ -94,6 +96,8 @@ def run_step(
     state.close_dead_attempts(run, step_id, StepExit.TRANSIENT, "killed: its process is gone")
 
     def attempt_it() -> None:
+        if step.type not in ALWAYS_RUN:
+            check_pressure(run, settings)
         batch = state.lowered_batch(run, plan, step)
         ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, batch)
         _finish(ctx, record, work or (lambda ctx, record: work_here(ctx, record.begin_on, lease)))
@@ -139,24 +143,73 @@ def _finish(ctx: StepContext, record: state.Attempt, work: Work) -> None:
     """Do the step's work unless a valid marker says it is done."""
     dag_run = record.dag_run
     inputs = input_digest(ctx.run, ctx.plan, ctx.step)
-    marker = state.read_marker(ctx.run, ctx.step.id)
-    if marker is not None and ctx.step.type not in ALWAYS_RUN:
+    marker = None if ctx.step.type in ALWAYS_RUN else state.read_marker(ctx.run, ctx.step.id)
+    if marker is not None:
         cleared = dag_run is not None and marker.dag_run == dag_run and ctx.attempt > marker.attempt
-        if not cleared and marker.input_digest == inputs and marker.intact(ctx.run):
+        if not cleared and marker.input_digest == inputs and (marker.intact(ctx.run) or _evaluated(ctx, marker)):
             log.info("%s is done already (%s)", ctx.step.id, marker.finished_at)
             return
-        log.info("%s is redone; old results move to archive/", ctx.step.id)
-        state.archive_outputs(ctx.run, marker)
     skipped = _skipped(ctx.plan, ctx.step)
-    if skipped is not None:
-        log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
-    published = [] if skipped is not None else work(ctx, record)
-    if not published and skipped is None:
-        raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
-    state.write_marker(
-        ctx.run, ctx.step, input_digest=inputs, published=published, dag_run=dag_run, attempt=ctx.attempt
-    )
+    creates = ctx.step.type is StepType.CREATE and skipped is None
+    with room_for(ctx.run, ctx.plan, ctx.step) if creates else nullcontext():
+        if marker is not None:
+            _set_aside(ctx, marker)
+        if skipped is not None:
+            log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
+        elif ctx.step.type is StepType.EVALUATE:
+            _have_variant(ctx, record, work)
+            inputs = input_digest(ctx.run, ctx.plan, ctx.step)
+        published = [] if skipped is not None else work(ctx, record)
+        if not published and skipped is None:
+            raise BrokenContract(f"step {ctx.step.id} finished without publishing anything")
+        state.write_marker(
+            ctx.run, ctx.step, input_digest=inputs, published=published, dag_run=dag_run, attempt=ctx.attempt
+        )
+    if ctx.step.type is StepType.EVALUATE and not ctx.settings.keep_variants:
+        release(ctx.run, ctx.plan, ctx.step)
     log.info("%s done", ctx.step.id)
+
+
+def _set_aside(ctx: StepContext, marker: state.Marker) -> None:
+    """Make way for a redo. A used-up variant keeps its marker until the next is there; weights go."""
+    if ctx.step.type is StepType.CREATE and spent(ctx.run, marker):
+        log.info("%s: the removed variant is made again", ctx.step.id)
+        return
+    log.info("%s is redone; old results move to archive/", ctx.step.id)
+    if ctx.step.type is StepType.CREATE and not ctx.settings.keep_variants:
+        remove_weights(ctx.run, marker)
+    state.archive_outputs(ctx.run, marker)
+
+
+def _evaluated(ctx: StepContext, marker: state.Marker) -> bool:
+    """Whether a create step's weights are gone because its evaluation is done, as things stand."""
+    if ctx.step.type is not StepType.CREATE or not spent(ctx.run, marker):
+        return False
+    evaluate = ctx.plan.step(make_step_id(StepType.EVALUATE, ctx.step.model, ctx.step.scenario))
+    done = state.read_marker(ctx.run, evaluate.id)
+    try:
+        inputs = input_digest(ctx.run, ctx.plan, evaluate)
+    except Blocked:
+        return False
+    return done is not None and done.input_digest == inputs and done.intact(ctx.run)
+
+
+def _have_variant(ctx: StepContext, record: state.Attempt, work: Work) -> None:
+    """Make the variant of an evaluation again where it was removed."""
+    create = variant_step(ctx.plan, ctx.step)
+    if is_whole(ctx.run, create.id):
+        return
+    again = state.Attempt(ctx.run, create.id, record.number, record.dag_run)
+    again.begin()
+    exit_, error = StepExit.TRANSIENT, "interrupted"
+    try:
+        _finish(replace(ctx, step=create, batch=None), again, work)
+        exit_, error = StepExit.OK, ""
+    except Exception as problem:
+        exit_, error = classify(problem), _text(problem)
+        raise
+    finally:
+        again.end(exit_, error or None)
 
 
 def work_here(ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevices | None) -> list[Path]:

@@ -13,12 +13,12 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evpack.errors import EvidenceError, StepExit
+from evpack.errors import WAITING, EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import CampaignPlan, StepPlan
@@ -29,6 +29,8 @@ MARKER_SCHEMA = "evpack_step_marker_v1"
 ATTEMPT_SCHEMA = "evpack_step_attempt_v1"
 REHASH_LIMIT = 1 << 20
 """Outputs up to this many bytes are hashed again when a marker is checked; larger ones by size only."""
+
+_WAITING = frozenset(exit_.name.lower() for exit_ in WAITING)
 
 MAX_BATCH_HALVINGS = 2
 """An out-of-memory retry halves the batch at most this often."""
@@ -50,9 +52,11 @@ class Marker:
         """Digest of what the step made; part of the input digest of those who need it."""
         return digest_json({path: entry["sha256"] for path, entry in self.outputs.items()})
 
-    def intact(self, run: RunDir) -> bool:
-        """Whether every output is still there and unchanged (large ones: by size)."""
+    def intact(self, run: RunDir, but_for: Collection[str] = ()) -> bool:
+        """Whether every output, but for some, is still there and unchanged (large ones: by size)."""
         for name, entry in self.outputs.items():
+            if name in but_for:
+                continue
             path = run.root / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 return False
@@ -249,7 +253,7 @@ def step_state(run: RunDir, step_id: str) -> str:
     if not attempts:
         return "waiting"
     last = attempts[-1]
-    if last["class"] == StepExit.NO_DEVICE.name.lower():
+    if last["class"] in _WAITING:
         return "waiting"
     if last["class"] != "running":
         return "failed"
@@ -303,5 +307,5 @@ def errors(run: RunDir, plan: CampaignPlan) -> list[dict[str, Any]]:
         }
         for step in plan.steps
         for record in read_attempts(run, step.id)
-        if record["class"] not in ("ok", "running", StepExit.NO_DEVICE.name.lower())
+        if record["class"] not in {"ok", "running", *_WAITING}
     ]
