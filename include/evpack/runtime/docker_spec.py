@@ -181,7 +181,7 @@ def step_container(
         labels: where the task stands in Airflow, without our prefix.
     """
     owner = run.root.stat()
-    writable = [*published_places(run, plan, step), run.archive / step.id]
+    writable = [*published_places(run, plan, step, settings), run.archive / step.id]
     for path in writable:
         make_for(owner, path)
     read = [run.root, home.hf, hub_cache(settings, home), *source_places(run, plan, step, settings, home), *texts]
@@ -223,7 +223,7 @@ def own_labels(home: Home, more: Mapping[str, str]) -> dict[str, str]:
     return {f"{LABEL}{key}": value for key, value in labels.items()}
 
 
-def published_places(run: RunDir, plan: CampaignPlan, step: StepPlan) -> list[Path]:
+def published_places(run: RunDir, plan: CampaignPlan, step: StepPlan, settings: Settings) -> list[Path]:
     """The directories that a step publishes into.
 
     A directory is published by a rename, so its parent has to be writable: variants of a model (which one step may make
@@ -241,7 +241,8 @@ def published_places(run: RunDir, plan: CampaignPlan, step: StepPlan) -> list[Pa
             return [model.baseline.parent]
         case StepType.EVALUATE:
             scenario = plan.scenario(step.scenario or "")
-            return [model.report(scenario.id, scenario.category, 1).parent]
+            reports = model.report(scenario.id, scenario.category, 1).parent
+            return [reports, run.analysis] if settings.repeats else [reports]
         case other:
             raise BadInput(f"{other} runs in no container", "run it with `evpack step`")
 

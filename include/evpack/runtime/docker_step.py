@@ -132,7 +132,7 @@ def _failure(ended: Ended, result: Result | None, lines: deque[str]) -> FailedEl
 
 def _checked(ctx: StepContext, result: Result) -> list[Path]:
     """The published paths, each where the step may publish and, but for a baseline's, without a link."""
-    places = published_places(ctx.run, ctx.plan, ctx.step)
+    places = published_places(ctx.run, ctx.plan, ctx.step, ctx.settings)
     paths = [ctx.run.root / name for name in result.published]
     for path in paths:
         if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
