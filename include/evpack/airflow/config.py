@@ -38,6 +38,10 @@ __all__ = ["task_instance_mutation_hook"]
 """
 """Airflow's place for cluster policies, imported by all its processes."""
 
+LOCK_WAIT_S = 60
+"""Seconds a process waits for the database's lock. SQLite's own 5 s are not enough on a crowded machine: there a
+scheduler died of a lock."""
+
 SPARE_TASKS = 6
 """Tasks beyond the pools' slots that may run at once: selections, plan, verdict."""
 
@@ -180,7 +184,7 @@ class Deployment:
                 "simple_auth_manager_passwords_file": str(self.passwords),
                 "execution_api_server_url": f"http://{HOST}:{port}/execution/",
             },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.root / 'airflow.db'}"},
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.root / 'airflow.db'}?timeout={LOCK_WAIT_S}"},
             "logging": {"base_log_folder": str(self.logs), "colored_console_log": "False"},
             "scheduler": {
                 # Seconds between loops that found nothing to do; the default of 1 s would be paid by every task.
