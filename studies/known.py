@@ -9,10 +9,14 @@ from typing import Any
 from evpack.checkpoint.reader import Checkpoint
 from evpack.evaluation.bca import bca_interval
 from evpack.guards.hooks import edge_risk
+from evpack.guards.hooks_records import evenly_spaced
 from evpack.guards.spectral_sigma import as_double, top_singular_value
 
 RANDOM_MATRICES = 200
 LARGEST_SIDE = 640
+REAL_MATRICES = 60
+"""Of each model."""
+LARGEST_REAL = 2048
 NOISE_SHAPES = ((128, 96), (128, 192), (128, 576), (128, 1536), (1024, 96))
 """Tokens of a window x features of the study's models, and a tall one."""
 NOISE_DRAWS = 40
@@ -68,11 +72,10 @@ def _random_matrices(count: int) -> Iterable[Any]:
 
 
 def _real_matrices(checkpoint: Checkpoint) -> Iterable[Any]:
-    """Every stored matrix but the largest (embeddings of a real vocabulary take the decomposition minutes)."""
-    for name in checkpoint.names():
-        shape = checkpoint.info(name).shape
-        if len(shape) == 2 and max(shape) <= 2048:
-            yield checkpoint.read(name)
+    """Stored matrices, evenly over the names; not the largest (embeddings take the exact decomposition minutes)."""
+    shapes = {name: checkpoint.info(name).shape for name in checkpoint.names()}
+    names = [name for name, shape in shapes.items() if len(shape) == 2 and max(shape) <= LARGEST_REAL]
+    yield from (checkpoint.read(names[k]) for k in evenly_spaced(len(names), REAL_MATRICES))
 
 
 def _noise(rows: int, columns: int, draws: int) -> dict[str, Any]:

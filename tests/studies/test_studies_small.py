@@ -11,6 +11,7 @@ from studies.coverage import coverage, differences
 from studies.ground import Ground
 from studies.judged import measure
 from studies.rates import false_alarms, power
+from studies.results import QUESTIONS, threshold_results
 from studies.subjects import Counts, Subject, subjects
 from studies.table import Row, rows
 
@@ -66,6 +67,13 @@ def test_informational_injections_are_signalled_by_their_own_guard(ground: Groun
     informational = power(ground, found, ground.policy)["informational"]
     own = {name: entry["detected"]["hits"] for name, entry in informational.items() if entry["own_guard"]}
     assert own == {"rmt_norm_noise": 1, "spectral_moderate_scale": 1, "ve_mlp_scale_skew": 1}
+
+
+def test_thresholds_stand_between_what_must_pass_and_what_must_not(found: list[Row], ground: Ground) -> None:
+    for question in threshold_results(found, ground.policy)["questions"]:
+        assert question["alarms"] == 0, question["name"]
+        assert question["hits"] == sum(group["n"] for group in question["must_exceed"]) > 0, question["name"]
+    assert len({question.name for question in QUESTIONS}) == len(QUESTIONS)
 
 
 def test_the_gating_interval_covers_on_real_differences(ground: Ground, measured: list[Subject]) -> None:
