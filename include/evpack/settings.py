@@ -178,7 +178,7 @@ class Settings(BaseModel):
             "plan, setup_baseline",
         ),
     ] = False
-    skip_flash_attn: Annotated[bool, Var(MODELS, "SKIP_FLASH_ATTN", "Do not use flash attention.")] = False
+    skip_flash_attn: Annotated[bool, Var(MODELS, "SKIP_FLASH_ATTN", "Do not use flash attention.", ENGINE)] = False
     hf_home: Annotated[
         FilePath | None, Var(MODELS, "HF_HOME", "Hugging Face caches; else hf/ in EVPACK_HOME.", "plan, setup_baseline")
     ] = None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import random
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -140,3 +142,42 @@ def test_determinism_and_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("determinism", "flash", "kernels"),
+    [("throughput", True, "sdpa"), ("throughput", False, "sdpa without flash"), ("strict", True, "sdpa math")],
+)
+def test_a_mode_is_applied_in_the_process_and_told_by_the_contract(
+    determinism: str, flash: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    strict = determinism == "strict"
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    model = Table(torch.zeros(2, 2))
+    model.config._attn_implementation = "sdpa"
+    try:
+        draws = []
+        for _ in range(2):
+            prepare_process(determinism, flash=flash)
+            draws.append((random.random(), float(np.random.random()), float(torch.rand(1))))  # noqa: S311
+        assert draws[0] == draws[1]
+        assert (cudnn.deterministic, cudnn.benchmark) == (strict, not strict)
+        assert (cudnn.allow_tf32, cuda.matmul.allow_tf32) == (not strict, not strict)
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if strict else None)
+        assert os.environ["NVIDIA_TF32_OVERRIDE"] == ("0" if strict else "1")
+        assert "expandable_segments" in os.environ["PYTORCH_CUDA_ALLOC_CONF"]
+        assert cuda.flash_sdp_enabled() is cuda.cudnn_sdp_enabled() is (flash and not strict)
+        assert cuda.mem_efficient_sdp_enabled() is not strict and cuda.math_sdp_enabled()
+        assert contract_of(model, 1).attention == kernels
+        query = torch.randn(1, 2, 8, 4)
+        by_hand = torch.softmax(query @ query.mT / 2, -1) @ query
+        found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+        assert torch.allclose(found, by_hand, atol=1e-5)
+    finally:
+        prepare_process("throughput")
+        os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 THREADS_ENV = "EVPACK_THREADS"
 """Set by the runtime: threads of one step process, so that steps side by side do not fight for cores."""
+
+PROCESS_SEED = 0
+"""Seed of every step process: nothing of ours draws from these generators, a model's own code might."""
+
+ALLOCATOR = "expandable_segments:True,max_split_size_mb:1024,garbage_collection_threshold:0.9"
+"""PYTORCH_CUDA_ALLOC_CONF of the reference (scheduling spec, section 10)."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,31 @@ class Placement:
         return str(self.dtype).removeprefix("torch.")
 
 
-def prepare_process(determinism: str, memory_fraction: float = 1.0) -> None:
-    """Set threads, determinism and the memory limit of this process; call before the first forward pass.
+def prepare_process(determinism: str, memory_fraction: float = 1.0, *, flash: bool = True) -> None:
+    """Set threads, seeds, determinism and the memory limit of this process; call before the first forward pass.
 
     Args:
+        determinism: ``strict`` (deterministic algorithms, no TF32, attention by plain products) or ``throughput``
+            (TF32, tuned kernels).
         memory_fraction: part of each visible device's memory that may be used, over 0 to 1 (CUDA_MEMORY_FRACTION).
-        determinism: ``strict`` (deterministic algorithms, no TF32) or ``throughput`` (TF32, tuned kernels).
+        flash: False keeps attention from flash kernels (SKIP_FLASH_ATTN).
     """
     strict = determinism == "strict"
     if strict:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first CUDA context is made
+    else:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0" if strict else "1"
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ALLOCATOR)  # read with the first tensor on a device
+    import numpy as np
     import torch
 
+    random.seed(PROCESS_SEED)
+    np.random.seed(PROCESS_SEED)
+    torch.manual_seed(PROCESS_SEED)
+    torch.backends.cuda.enable_flash_sdp(flash and not strict)
+    torch.backends.cuda.enable_cudnn_sdp(flash and not strict)
+    torch.backends.cuda.enable_mem_efficient_sdp(not strict)
     if threads := os.environ.get(THREADS_ENV, "").strip():
         torch.set_num_threads(max(1, int(threads)))
     torch.use_deterministic_algorithms(strict)
@@ -87,11 +106,23 @@ def prepare_process(determinism: str, memory_fraction: float = 1.0) -> None:
         torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
 
 
+def _kernels() -> str:
+    """How torch's choice among its attention kernels is limited in this process, for the compute contract."""
+    import torch
+
+    kernels: Any = torch.backends.cuda
+    if kernels.flash_sdp_enabled():
+        return ""
+    return " without flash" if kernels.mem_efficient_sdp_enabled() else " math"
+
+
 def contract_of(model: Any, batch: int) -> Compute:
     """The compute contract a loaded model is scored under."""
     parameter = next(model.parameters())
     where = Placement(parameter.device.type, parameter.dtype)
     attention = str(getattr(model.config, "_attn_implementation", None) or "eager")
+    if attention == "sdpa":
+        attention += _kernels()
     return Compute(device=where.label, dtype=where.dtype_name, attention=attention, batch=batch)
 
 

@@ -53,7 +53,9 @@ class Bench:
             DataError: when the windows are.
         """
         model, place = model_of(ctx)
-        prepare_process(ctx.settings.determinism, ctx.settings.cuda_memory_fraction)
+        prepare_process(
+            ctx.settings.determinism, ctx.settings.cuda_memory_fraction, flash=not ctx.settings.skip_flash_attn
+        )
         baseline = open_baseline(place)
         where = Placement.choose(0 if ctx.leased.simulated else model.devices, main_dtype(baseline))
         return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
