@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
         scenarios: str | None = typer.Option(None, "--scenarios", help="Scenario ids with commas, or a manifest."),
         calibrate_only: bool = typer.Option(False, "--calibrate-only", help="Only baselines and presets, no verdict."),
         run_only: bool = typer.Option(False, "--run-only", help="The rest of a calibrated campaign (--output-dir)."),
+        repeats: int | None = typer.Option(None, "--repeats", min=0, help="Evaluate one edit N times more."),
         quick: bool = typer.Option(False, "--quick", help="Without a scheduler, one task after the other."),
     ) -> None:
         """Run a campaign through Airflow and print its verdict. Exit 0 PASS, 1 FAIL, 2 bad input, 3 INCOMPLETE."""
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
             "suite": suite,
             "scenarios": scenarios,
             "output_dir": str(output_dir) if output_dir else None,
+            "repeats": None if repeats is None else str(repeats),
             "suite_mode": "calibrate-only" if calibrate_only else "run-only" if run_only else None,
         }
         raise typer.Exit(start(parse_params(param, **options), quick=quick))

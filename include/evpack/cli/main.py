@@ -12,7 +12,7 @@ from evpack.errors import EvpackError, StepExit
 
 COMMANDS = (
     *("campaign", "plan", "step", "verify", "build", "keygen", "airflow", "assets", "suites", "settings"),
-    *("revisions", "tune", "variant", "diff", "attest", "devices", "doctor", "invalidate"),
+    *("revisions", "tune", "variant", "diff", "attest", "devices", "doctor", "invalidate", "report"),
 )
 """Modules of evpack.cli; each adds its commands with `register(app)`."""
 

@@ -25,7 +25,7 @@ def collect(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
     Raises:
         BadInput: when something without which a pack says nothing is missing.
     """
-    found = {name: path for name, path in _candidates(run, plan) if path.is_file()}
+    found = {name for name, path in _candidates(run, plan) if path.is_file()}
     for name, mend in {
         layout.SETTINGS: "plan the campaign again",
         layout.POLICY: "plan the campaign again",
@@ -36,7 +36,14 @@ def collect(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
     }.items():
         if name not in found:
             raise BadInput(f"{run.root} cannot be packed: {Path(name).name} is missing", mend)
-    for name, path in found.items():
+    yield from contents(run, plan)
+
+
+def contents(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
+    """What `collect` gives, as far as it is there."""
+    for name, path in _candidates(run, plan):
+        if not path.is_file():
+            continue
         data = path.read_bytes()
         yield name, pretty_json(portable(parse_json(data, str(path)))) if name in _WITH_PATHS else data
 

@@ -38,7 +38,6 @@ def check_settings(settings: Settings) -> None:
         ("INVARLOCK_DATASET", {settings.dataset}, supported.SUPPORTED_PROVIDERS),
         ("PACK_GUARDS_ORDER", set(settings.guards_order), supported.SUPPORTED_GUARDS),
         ("PACK_BASELINE_STORAGE_MODE", {settings.baseline_storage_mode}, supported.SUPPORTED_STORAGE),
-        ("PACK_REPEATS", {str(settings.repeats)}, {"0"}),
         ("INVARLOCK_HF_TRUST_REMOTE_CODE", {str(settings.hf_trust_remote_code)}, {"False"}),
     )
     for name, values, known in wanted:

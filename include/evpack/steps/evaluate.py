@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import Evidence, declaration_of, heard, listen, listener_for, subset, weigh
 from evpack.steps.pairing import RECORDS_FILE, BaselineSide, baseline_sides
 from evpack.steps.probing import Probing
+from evpack.steps.repeats import is_repeated, repeat
 from evpack.steps.reporting import MANIFEST_NAME, report_files
 from evpack.steps.runtime_manifest import runtime_facts
 from evpack.steps.subject import Bench, measured_noop_shift, set_aside
@@ -58,7 +59,7 @@ def evaluate(ctx: StepContext) -> list[Path]:
     one = _Evaluation(ctx, bench, case, subject, probing, _weights(ctx, bench, case, subject), runtime_facts(ctx))
     for run, target in runs.items():
         baseline = baselines[run.run]
-        compute = baseline.records.compute if subject.model is None else bench.contract(subject.model)
+        compute = one.compute(baseline)
         if target.exists():
             if one.is_there(target, run, baseline, compute):
                 log.info("%s run %d is there already", scenario.id, run.run)
@@ -68,7 +69,16 @@ def evaluate(ctx: StepContext) -> list[Path]:
         with publishing(target, str(ctx.attempt)) as part:
             for name, data in files.items():
                 write_atomic(part / name, data)
-    return list(runs.values())
+    if not is_repeated(ctx):
+        return list(runs.values())
+    first = next(iter(runs))
+
+    def again() -> bytes:
+        subject.model = None  # before another takes its place in memory
+        other, baseline = one.anew(), baselines[first.run]
+        return other.files(first, baseline, other.compute(baseline))[REPORT_NAME]
+
+    return [*runs.values(), repeat(ctx, runs[first] / REPORT_NAME, again)]
 
 
 def _case(ctx: StepContext, bench: Bench) -> Case:
@@ -126,6 +136,15 @@ class _Evaluation:
     """Of the guards that look at stored tensors."""
     facts: Mapping[str, Any]
     """What runs where."""
+
+    def compute(self, baseline: BaselineSide) -> Compute:
+        """How the subject is scored; as its baseline was where it cannot be."""
+        return baseline.records.compute if self.subject.model is None else self.bench.contract(self.subject.model)
+
+    def anew(self) -> _Evaluation:
+        """The same with the subject loaded and weighed once more."""
+        subject = Subject.load(self.bench, self.case.scenario.id)
+        return replace(self, subject=subject, weights=_weights(self.ctx, self.bench, self.case, subject))
 
     def is_there(self, target: Path, run: RunWindows, baseline: BaselineSide, compute: Compute) -> bool:
         """Whether an earlier attempt's report is of this subject, these windows and this baseline."""
