@@ -86,6 +86,7 @@ QUESTIONS = (
 )
 """Each threshold that is chosen here, with what it must let pass and what it must catch."""
 ALTERNATIVES = (
+    "edge_trimmed_per_root_block",
     "edge_trimmed",
     "edge_trimmed_by_a_tenth",
     "edge_trimmed_by_a_third",

@@ -10,7 +10,7 @@ from typing import Any
 
 from evpack.catalog.policy import Policy
 from evpack.guards.hooks_records import ActivationRecords
-from evpack.guards.rmt import mean_risks, trimmed_mean
+from evpack.guards.rmt import block_count, mean_risks, trimmed_mean
 from evpack.guards.spectral_records import family
 from evpack.steps.guarding import ACTIVATIONS_FILE
 from evpack.verdict.outcome import RunOutcome
@@ -79,6 +79,7 @@ def edge_statistics(ground: Ground, subject: Subject, run: int) -> dict[str, flo
         "edge_rms": _rms(moved.values()),
         "edge_mean": fmean(sizes),
         "edge_median": median(sizes),
+        "edge_trimmed_per_root_block": trimmed_mean(moved.values()) / math.sqrt(block_count(moved)),
         "edge_trimmed": trimmed_mean(moved.values()),
         "edge_trimmed_by_a_tenth": trimmed_mean(moved.values(), 0.1),
         "edge_trimmed_by_a_third": trimmed_mean(moved.values(), 1 / 3),

@@ -19,7 +19,8 @@ from evpack.guards.hooks import Listener, edge_risk
 from evpack.guards.hooks_records import ActivationRecords, ModuleActivations, evenly_spaced
 
 POLICY = resolve_policy("balanced", "small")
-EPSILON = POLICY.number("rmt.epsilon")
+EPSILON = POLICY.number("rmt.epsilon") * math.sqrt(4)
+"""Of the four blocks below."""
 EPSILON_RMS = POLICY.number("rmt.epsilon_rms")
 SEQ, WINDOWS = 12, 10
 
@@ -221,6 +222,21 @@ def test_many_modules_that_moved_a_little_are_seen_though_the_root_mean_square_i
     result, block = rmt.assess(moved(*[EPSILON * 1.1] * 4), BASELINE, POLICY)
     assert (result.status, [v.type for v in result.violations]) == ("fail", ["edge_risk_moved"])
     assert block["rms_log_ratio"] < EPSILON_RMS
+
+
+def test_the_limit_of_the_trimmed_mean_grows_with_the_root_of_the_blocks() -> None:
+    per_block = POLICY.number("rmt.epsilon")
+    for blocks in (1, 9):
+        names = [
+            f"model.layers.{i % blocks}.{part}" for i in range(blocks) for part in ("mlp.up_proj", "mlp.down_proj")
+        ]
+        baseline = activations("baseline", dict.fromkeys(names, 2.0))
+        for size, passes in ((0.99, True), (1.01, False)):
+            risk = 2.0 * math.exp(size * per_block * math.sqrt(blocks))
+            result, block = rmt.assess(activations("subject", dict.fromkeys(names, risk)), baseline, POLICY)
+            assert (result.passed, block["blocks"]) == (passes, blocks)
+            assert block["epsilon"] == pytest.approx(per_block * math.sqrt(blocks))
+    assert rmt.block_count(["model.embed_tokens", "model.norm"]) == 1
 
 
 def test_a_clean_edit_that_lowers_rank_has_an_epsilon_of_its_own() -> None:

@@ -3,20 +3,23 @@
 Pure: two sets of records and a policy in, findings out. Per module the edge risks of the sampled windows are
 averaged; ``d = ln(subject / baseline)`` of the averages, so that a change counts in either direction. Two statistics
 are held against limits. The mean of |d| without the fifth of the modules that moved most shows damage that moves all
-modules a little, and clean edits hardly, which move the modules that they edit. The root mean square shows what the
-first leaves out: a few modules that moved far. See docs/decisions/0010-two-edge-risk-statistics.md. The reference's
-maximum per family hides all but one module; it is reported beside them and decides nothing.
+modules a little, and clean edits hardly, which move the modules that they edit. Small changes of every block add up
+along the residual stream as the steps of a random walk do, so its limit grows with the root of the number of blocks.
+The root mean square shows what the first leaves out: a few modules that moved far. See
+docs/decisions/0010-two-edge-risk-statistics.md. The reference's maximum per family hides all but one module; it is
+reported beside them and decides nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from evpack.catalog.policy import Policy
+from evpack.checkpoint.scope import block_of
 from evpack.errors import EvidenceError
 from evpack.files import digest_json
 from evpack.guards.base import GuardResult, about
@@ -51,7 +54,7 @@ def assess(
     lost = sorted(before.keys() - now.keys())
     shapes = sorted(n for n in moved if subject.modules[n].m != baseline.modules[n].m)
     found = Moved.of(moved.values()) if moved else None
-    limits = _limits(policy, lowers_rank)
+    limits = _limits(policy, block_count(moved), lowers_rank)
     findings = []
     if lost:
         text = "modules that the baseline scores have no finite edge risk"
@@ -82,9 +85,18 @@ class Moved:
         return cls(trimmed_mean(changes), math.sqrt(fmean(d * d for d in changes)))
 
 
-def _limits(policy: Policy, lowers_rank: bool) -> dict[str, float]:
-    keys = {"trimmed_mean": "rmt.epsilon", "rms": "rmt.epsilon_rms"}
-    return {kind: policy.number("rmt.epsilon_lower_rank" if lowers_rank else key) for kind, key in keys.items()}
+def _limits(policy: Policy, blocks: int, lowers_rank: bool) -> dict[str, float]:
+    if lowers_rank:
+        return dict.fromkeys(_WORDS, policy.number("rmt.epsilon_lower_rank"))
+    return {
+        "trimmed_mean": policy.number("rmt.epsilon") * math.sqrt(blocks),
+        "rms": policy.number("rmt.epsilon_rms"),
+    }
+
+
+def block_count(modules: Iterable[str]) -> int:
+    """Transformer blocks that the modules belong to; at least 1."""
+    return max(1, len({block for block in map(block_of, modules) if block is not None}))
 
 
 def trimmed_mean(changes: Collection[float], left_out: float = TRIMMED) -> float:
@@ -109,7 +121,7 @@ def mean_risks(records: ActivationRecords) -> dict[str, float]:
     """Edge risk of each module, averaged over windows; modules without a positive one in every window are left out."""
     risks = {name: module.edge_risk for name, module in records.modules.items()}
     return {
-        name: fmean(risk for risk in found if risk is not None)
+        name: fmean([risk for risk in found if risk is not None])
         for name, found in risks.items()
         if found and all(risk is not None and risk > 0 for risk in found)
     }
@@ -133,6 +145,7 @@ def _block(
         "statistic": "trimmed_mean_abs_log_edge_risk_ratio",
         "trimmed_mean_log_ratio": found and found.trimmed_mean,
         "epsilon": limits["trimmed_mean"],
+        "blocks": block_count(moved),
         "rms_log_ratio": found and found.rms,
         "epsilon_rms": limits["rms"],
         "failures": [violation.to_json() for violation in result.violations],
