@@ -136,3 +136,11 @@ def test_what_leaves_the_machine_names_no_directory_and_leaving_twice_changes_no
     out = files.portable(value)
     assert out == {"path": "tiny", "id": "org/tiny", "list": ["b", 1, None], "inner": {"x": "~/c"}}
     assert files.portable(out) == out
+
+
+@pytest.mark.parametrize("token", ["1e999", "-1e400", "1" + "0" * 309 + ".5", "0.1e310", "1" + "0" * 250 + "e99"])
+@pytest.mark.parametrize("around", ["%s", "[%s]", '{"a": [1, {"b": [2.5, %s]}]}', '["1e999", [[%s, null]]]'])
+def test_a_float_that_overflows_is_refused_wherever_it_stands(token: str, around: str) -> None:
+    with pytest.raises(EvidenceError, match="overflows"):
+        files.parse_json((around % token).encode(), "x.json")
+    assert files.parse_json((around % "1e308").encode(), "x.json") is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from evpack.catalog.edit_spec import Scope
@@ -66,6 +67,7 @@ class Placement:
     """Whether the last two dimensions are inputs x outputs; otherwise outputs x inputs, as in `torch.nn.Linear`."""
 
 
+@lru_cache(maxsize=1 << 14)
 def place(name: str, dims: int, model_type: str = "") -> Placement | None:
     """The place of a weight by its name on disk, None when it is no projection of a block.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 
 
 _KEPT = 24
-"""Parsed files kept at a time: what the reports of one scenario have in common."""
+"""Parsed files and the like kept at a time: what the reports of one scenario have in common."""
 T = TypeVar("T")
 
 
@@ -38,7 +38,7 @@ class Campaign:
     settings: Settings
     policy: Policy
     """The limits it was judged by, not necessarily the ones to judge by."""
-    _parsed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def digests(self) -> tuple[str, str]:
@@ -70,12 +70,21 @@ class Campaign:
         Raises:
             EvidenceError: when the file is missing or malformed.
         """
-        if name not in self._parsed:
-            while len(self._parsed) >= _KEPT:
-                del self._parsed[next(iter(self._parsed))]
-            self._parsed[name] = parse(self.read(name), self.at(name))
-        value: T = self._parsed[name]
-        return value
+        return self.kept(("parsed", name), lambda: parse(self.read(name), self.at(name)))
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is made once for several reports; the oldest of `_KEPT` things is forgotten. Nobody changes it.
+
+        Args:
+            key: stands for everything that the value depends on.
+        """
+        if key not in self._kept:
+            value = make()
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = value
+        found: T = self._kept[key]
+        return found
 
     def document(self, name: str, schema: str | None = None) -> Json:
         """A parsed JSON file, held against a schema of `pack.schemas` when one is named.

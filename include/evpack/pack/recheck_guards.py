@@ -63,8 +63,10 @@ class Case:
 
     @cached_property
     def spectral(self) -> SpectralRecords:
-        """The subject's matrices."""
-        return SpectralRecords.parse(self.campaign.read(self.place + layout.SPECTRAL), self.place + layout.SPECTRAL)
+        """The subject's matrices; all runs of a scenario have the same bytes."""
+        name = self.place + layout.SPECTRAL
+        key = ("spectral", self.campaign.files.digests[name])
+        return self.campaign.kept(key, lambda: SpectralRecords.parse(self.campaign.read(name), name))
 
     @cached_property
     def activations(self) -> ActivationRecords:
@@ -111,18 +113,23 @@ def guard_problems(case: Case) -> Iterator[str]:
         remade = {name: _BLOCKS[name](case)} if name in order else {}
         yield from differences(guard_block(name, remade, order), given, name)
     if spectral.NAME in order and case.place + layout.SPECTRAL in case.campaign.files:
-        problems = matrix_problems(
-            case.spectral,
-            case.subject.contents,
-            case.campaign.policy,
-            digest=case.subject.digest,
-            reference=case.baseline,
+        problems = case.campaign.kept(
+            ("matrices", case.campaign.files.digests[case.place + layout.SPECTRAL], case.key.model, case.key.scenario),
+            lambda: list(
+                matrix_problems(
+                    case.spectral,
+                    case.subject.contents,
+                    case.campaign.policy,
+                    digest=case.subject.digest,
+                    reference=case.baseline,
+                )
+            ),
         )
         yield from (f"{layout.SPECTRAL}: {text}" for text in problems)
         yield from _contradictions(case)
     if _LISTENING & set(order) and case.place + layout.ACTIVATIONS in case.campaign.files:
-        problems = activation_problems(case.activations, case.losses, order, case.campaign.policy)
-        yield from (f"{layout.ACTIVATIONS}: {text}" for text in problems)
+        heard_wrong = activation_problems(case.activations, case.losses, order, case.campaign.policy)
+        yield from (f"{layout.ACTIVATIONS}: {text}" for text in heard_wrong)
         heard = _heard(case)
         if (heard.side, heard.checkpoint_digest) != ("baseline", case.baseline_digest):
             yield f"{case.activations_name}: not of the model's baseline"
@@ -172,8 +179,14 @@ def _invariants(case: Case) -> Block:
 
 
 def _spectral(case: Case) -> Block:
-    baseline = case.campaign.parsed(case.spectral_name, SpectralRecords.parse)
-    block = chain.spectral_block(case.spectral, baseline, case.campaign.policy, case.declaration)
+    digests = case.campaign.files.digests
+    figures = digests[case.place + layout.SPECTRAL], digests.get(case.spectral_name)
+
+    def judge() -> Block:
+        baseline = case.campaign.parsed(case.spectral_name, SpectralRecords.parse)
+        return chain.spectral_block(case.spectral, baseline, case.campaign.policy, case.declaration)
+
+    block = case.campaign.kept(("spectral block", figures, case.declaration), judge)
     return block | {"records": case.places(layout.SPECTRAL, case.spectral_name)}
 
 
