@@ -117,14 +117,13 @@ class _Formula:
 
 
 def measured(run: RunDir, plan: CampaignPlan) -> Durations:
-    """Durations of a finished campaign: what the last good attempt of each step took beyond waiting for devices."""
-    seconds = {}
+    """Durations of a finished campaign: what the last attempt of each step took beyond waiting for devices."""
+    seconds: dict[str, float] = {}
     for step in plan.steps:
         for record in read_attempts(run, step.id):
-            if record["class"] == "ok":
-                waited = (record["leased"] or {}).get("waited_s", 0.0)
-                seconds[step.id] = record["seconds"] - waited
-    return lambda step: Duration(seconds[step.id])
+            if record["seconds"] is not None:
+                seconds[step.id] = record["seconds"] - (record["leased"] or {}).get("waited_s", 0.0)
+    return lambda step: Duration(seconds.get(step.id, 0.0))
 
 
 def _scope_gb(shape: Shape, scope: str) -> float:

@@ -1,7 +1,7 @@
 """Stands for `evpack step`: everything around a step is real (needs, markers, leases, records), its work is a pause.
 
 The pause is the formula's, times the first number of EVPACK_STUDY_SCALES for steps on devices and the second for all
-others; with 0 a step ends at once.
+others; with 0 a step ends at once. A variant is as many kB as the plan has GB for it, so that its budget can be seen.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE
 from evpack.files import write_atomic
 from evpack.plan.memory import SCORING
+from evpack.plan.model import StepType
 from evpack.runtime.leases import lease_devices
-from evpack.steps import runner
+from evpack.steps import runner, variants
 from evpack.steps.base import StepContext, StepFunction
 
 SCALES_ENV = "EVPACK_STUDY_SCALES"
+SHAM_GB = 1000.0
+"""Bytes that stand for a GB of a variant."""
 
 
 def pause(ctx: StepContext) -> list[Path]:
@@ -34,9 +38,18 @@ def pause(ctx: StepContext) -> list[Path]:
         from studies.scheduling.shapes import FULL
 
         time.sleep(scale * by_formula(ctx.plan, ctx.settings, FULL, Host())(ctx.step).seconds)
+    if ctx.step.type is StepType.CREATE:
+        return [_variant(ctx)]
     target = ctx.run.root / "sham" / ctx.step.id
     write_atomic(target, f"{ctx.attempt}\n".encode())
     return [target]
+
+
+def _variant(ctx: StepContext) -> Path:
+    place = ctx.run.model(ctx.step.model or "").variant(ctx.step.scenario or "")
+    write_atomic(place / DELTA_FILE, bytes(round(ctx.step.variant_gb * SHAM_GB)))
+    write_atomic(place / VARIANT_FILE, b"{}\n")
+    return place
 
 
 def _pause_for(_type: object) -> StepFunction:
@@ -53,6 +66,7 @@ def step(arguments: Sequence[str]) -> int:
     parser.add_argument("--dag-run")
     given = parser.parse_args(arguments)
     runner._function = _pause_for
+    variants.GB = SHAM_GB
     return runner.main_step(given.run_dir, given.step_id, given.attempt, given.dag_run, lease_devices)
 
 

@@ -62,6 +62,7 @@ class Stage:
 
     home: Home
     client: Client
+    airflow: embedded.RunningAirflow
 
     def start(self, run_id: str, **conf: Any) -> RunDir:
         """Start a campaign; its run directory."""
@@ -70,8 +71,13 @@ class Stage:
         return RunDir(run)
 
     def wait(self, run_id: str) -> str:
-        """The state in which a run ended."""
+        """The state in which a run ended.
+
+        Raises:
+            Transient: when a component of Airflow died.
+        """
         while (state := self.client.run_state(CAMPAIGN_DAG, run_id)) not in FINISHED:
+            self.airflow.check()
             time.sleep(POLL_S)
         return state
 
@@ -116,7 +122,7 @@ def stage(
         for pool, count in slots.items():
             client._request("PATCH", f"/api/v2/pools/{pool}", {"name": pool, "slots": count, "include_deferred": True})
         write_json(home.pools, slots)
-        yield Stage(home, client)
+        yield Stage(home, client, airflow)
 
 
 def _project(folder: Path, inline: bool) -> Path:

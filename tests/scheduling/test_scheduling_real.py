@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from evpack.airflow.config import CAMPAIGN_DAG
+from evpack.checkpoint.delta import DELTA_FILE
 from evpack.files import write_json
 from evpack.plan.model import load_plan
+from evpack.plan.order import ORDERS
 from evpack.rundir import RunDir
+from evpack.runtime.threads import frozen_settings
+from evpack.steps.state import read_attempts
 from evpack.steps.timeline import TIMELINE_NAME
+from studies.scheduling.sham_step import SHAM_GB
 from studies.scheduling.shapes import full_models
 from studies.scheduling.stage import FIXTURE, Stage, stage
 from studies.scheduling.tasks import CPU, GPU
@@ -22,6 +30,7 @@ from tests.scheduling.traces import (
     check_fairness,
     check_order,
     check_pools,
+    check_weights,
     moment,
     ran,
     simulated,
@@ -31,6 +40,7 @@ from tests.scheduling.traces import (
 pytestmark = pytest.mark.airflow
 
 SMALL = ["mistralai/Mistral-7B-v0.1", "01-ai/Yi-34B", "Qwen/Qwen1.5-72B"]
+SCENARIOS = ["quant_4bit_clean", "fp8_e5m2_clean", "prune_50pct_stress", "extreme_quant", "nan_injection"]
 SLOTS = {GPU: 8, CPU: 4}
 KEEP = os.environ.get("EVPACK_KEEP_TIMELINE")
 """Directory that gets the pictures, when set."""
@@ -44,22 +54,27 @@ TUNED = {
 }
 
 
-def check_run(at: Stage, names: list[str], tied_s: float) -> None:
+def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: bool = True) -> None:
     """Everything that must hold of campaigns that ran at once.
 
     Args:
         tied_s: starts closer than this are no order that a trace with delays can be held to.
+        compared: whether the order of starts must be the simulator's.
     """
     runs = [RunDir(at.home.run_dir(CAMPAIGN_DAG, name)) for name in names]
     steps = {name: at.steps(name) for name in names}
     together = [task for name in names for task in steps[name]]
     assert all(task["state"] == "success" for task in ran(together))
     assert len(ran(together)) == sum(len(load_plan(run).steps) - 3 for run in runs)
+    for name, run in zip(names, runs, strict=True):
+        check_weights(steps[name], frozen_settings(run).order)
     check_order(together)
     check_fairness(steps)
     most = check_pools(together, SLOTS)
     check_devices(runs)
     assert all((run.analysis / TIMELINE_NAME).is_file() for run in runs)
+    if not compared:
+        return
     spans = {span.task.id: span.start for span in simulated(runs, steps, SLOTS) if span.task.pool == GPU}
     real = {}
     for name, run in zip(names, runs, strict=True):
@@ -72,17 +87,17 @@ def check_run(at: Stage, names: list[str], tied_s: float) -> None:
 
 
 def test_two_campaigns_at_once_share_the_devices(tmp_path: Path) -> None:
-    names = ["first", "second"]
+    names = list(ORDERS)
     with stage(tmp_path, SMALL, devices=8, cpu_slots=4, scale=0.02) as at:
         for name in names:
-            at.start(name, models=SMALL, scenarios=["quant_4bit_clean", "nan_injection"])
+            at.start(name, models=SMALL, scenarios=["quant_4bit_clean", "nan_injection"], order=name)
         for name in names:
             at.wait(name)
         check_run(at, names, tied_s=3.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["small_first", "large_first"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_the_full_suite(tmp_path: Path, order: str) -> None:
     models = full_models()
     with stage(tmp_path, models, devices=8, cpu_slots=4, scale=0.15, cpu_scale=0.01) as at:
@@ -98,6 +113,50 @@ def test_the_full_suite(tmp_path: Path, order: str) -> None:
     assert first < last_preset  # no lane waits for another lane's presets
     if KEEP:
         shutil.copy(run.analysis / TIMELINE_NAME, Path(KEEP) / f"timeline_{order}.svg")
+
+
+@pytest.mark.slow
+def test_variants_never_exceed_their_budget(tmp_path: Path) -> None:
+    """Evaluation is slow and creation fast, so that variants would pile up: creation waits, at no cost of a retry."""
+    budget_gb = 320
+    with stage(tmp_path, SMALL, devices=8, cpu_slots=4, scale=0.3, cpu_scale=0.01) as at:
+        settings = {"variant_budget_gb": budget_gb, "reschedule_pause": 3, "scenarios": SCENARIOS}
+        run = at.start("budget", models=SMALL, **settings)
+        with watching(run) as seen:
+            at.wait("budget")
+        check_run(at, ["budget"], compared=False)
+    assert 0.5 * budget_gb * SHAM_GB < max(seen) <= budget_gb * SHAM_GB
+    refused = [
+        record
+        for step in load_plan(run).steps
+        for record in read_attempts(run, step.id)
+        if record["class"] == "no_room"
+    ]
+    print(f"up to {max(seen) / SHAM_GB:.0f} of {budget_gb} GB at once, {len(refused)} times no room")
+    assert refused
+    assert not list(run.root.glob(f"*/models/*/{DELTA_FILE}"))  # all given back
+
+
+@contextmanager
+def watching(run: RunDir) -> Iterator[list[int]]:
+    """Bytes of all variants on disk, looked at ten times a second."""
+    seen, stop = [0], threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.1):
+            total = 0
+            for file in run.root.glob(f"*/models/*/{DELTA_FILE}"):
+                with suppress(FileNotFoundError):
+                    total += file.stat().st_size
+            seen.append(total)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ from datetime import datetime
 from itertools import combinations
 from typing import Any
 
+from evpack.airflow.weights import task_weight
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
+from evpack.runtime.threads import frozen_settings
 from evpack.steps.timeline import attempt_bars
 from studies.scheduling.durations import measured
 from studies.scheduling.simulator import Simulation, Span
@@ -32,6 +34,12 @@ def ran(steps: Steps) -> list[Mapping[str, Any]]:
 def rank(task: Mapping[str, Any]) -> tuple[int, str, int]:
     """Airflow's order: weight, age of the run, place in the list; the smallest goes first."""
     return (-task["priority_weight"], task["logical_date"], task["map_index"])
+
+
+def check_weights(steps: Steps, order: str) -> None:
+    """The weights that Airflow shows are those of the run's order."""
+    for task in ran(steps):
+        assert task["priority_weight"] == task_weight(task["task_id"], task["map_index"], order), task["task_id"]
 
 
 def check_order(steps: Steps) -> None:
@@ -94,7 +102,7 @@ def simulated(runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping
         plan = load_plan(run)
         durations = measured(run, plan)
         name = run.root.name
-        tasks += of_run(airflow_tasks(plan, durations), name, age)
+        tasks += of_run(airflow_tasks(plan, durations, frozen_settings(run).order), name, age)
         for task, step_id in zip(ran(steps[name]), step_ids(plan, ran(steps[name])), strict=True):
             took = moment(task, "end_date") - moment(task, "queued_when")
             overheads.append(took - durations(plan.step(step_id)).seconds)
