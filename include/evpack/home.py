@@ -65,6 +65,11 @@ class Home:
         return self.root / "pools.json"
 
     @property
+    def notifications(self) -> Path:
+        """What operators were told, one JSON line each."""
+        return self.root / "notifications.jsonl"
+
+    @property
     def airflow(self) -> Path:
         """AIRFLOW_HOME of the embedded Airflow."""
         return self.root / "airflow"

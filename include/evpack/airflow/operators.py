@@ -169,12 +169,14 @@ class GateOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Judge what this DAG run left in the run directory."""
         from evpack.errors import CampaignExit
+        from evpack.runtime.notify import notify
         from evpack.runtime.outcome import calibration_outcome, campaign_outcome
 
         run = run_dir_of(context)
         calibrates = _mode(context) == "calibrate-only"
         outcome = calibration_outcome(run) if calibrates else campaign_outcome(run, dag_run=context["dag_run"].run_id)
         self.log.info("%s", outcome.line())
+        notify(Home.locate(), "campaign_ended", f"{run.root}: {outcome.line()}")
         if outcome.exit is not CampaignExit.PASS:
             raise StepFailed(outcome.line())
 

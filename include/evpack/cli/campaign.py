@@ -15,6 +15,7 @@ import typer
 from evpack.errors import BadInput, CampaignExit, EvpackError
 
 if TYPE_CHECKING:
+    from evpack.airflow.client import Client
     from evpack.airflow.config import Deployment
     from evpack.home import Home
     from evpack.rundir import RunDir
@@ -200,6 +201,7 @@ def _run_scheduled(deployment: Deployment, dag_id: str, run_id: str, conf: Mappi
 
     print("starting Airflow", flush=True)
     with running(deployment, _say) as airflow, Client(airflow.endpoint) as client:
+        _check_pools(client, deployment.home)
         client.trigger(dag_id, run_id, conf)
         endpoint = airflow.endpoint
         print(f"Airflow UI: {endpoint.run_url(dag_id, run_id)}", flush=True)
@@ -215,6 +217,23 @@ def _run_scheduled(deployment: Deployment, dag_id: str, run_id: str, conf: Mappi
             if not airflow.ours:  # somebody else's Airflow would go on with it
                 client.stop_run(dag_id, run_id)
             raise
+
+
+def _check_pools(client: Client, home: Home) -> None:
+    """Refuse an Airflow whose pools somebody made smaller than what the plan was checked against; tell of larger ones.
+
+    Raises:
+        BadInput: when a step could wait forever.
+    """
+    from evpack.runtime.pools import made_pools, pool_drift
+
+    made, running = made_pools(home), client.pools()
+    drift = pool_drift(made, running)
+    smaller = [line for name, line in drift.items() if running.get(name, 0) < made[name]]
+    if smaller:
+        raise BadInput("; ".join(smaller), "run `evpack airflow setup`, or mend the pool in Airflow's UI")
+    for line in drift.values():
+        print(f"warning: {line}", flush=True)
 
 
 def _run_quick(deployment: Deployment, conf: Mapping[str, Any], run: RunDir) -> None:

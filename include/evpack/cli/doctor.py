@@ -127,7 +127,7 @@ def _running(deployment: Deployment) -> Iterator[Finding]:
     """The pools of the Airflow that runs now, over its REST API."""
     from evpack.airflow.client import Client
     from evpack.airflow.embedded import endpoint_of
-    from evpack.files import read_json
+    from evpack.runtime.pools import made_pools, pool_drift
 
     endpoint = endpoint_of(deployment)
     if endpoint is None:
@@ -137,12 +137,11 @@ def _running(deployment: Deployment) -> Iterator[Finding]:
         if client.health().get("scheduler") != "healthy":
             yield Finding(f"the scheduler of {endpoint.url} is not healthy", f"see {deployment.logs}/scheduler.log")
             return
-        made = read_json(deployment.home.pools) if deployment.home.pools.is_file() else {}
-        running = {name: slots for name, slots in client.pools().items() if name in made}
-    if running == made:
+        drift = pool_drift(made_pools(deployment.home), client.pools())
+    for line in drift.values():
+        yield Finding(f"{endpoint.url}: {line}", SETUP)
+    if not drift:
         yield Finding(f"{endpoint.url} runs with these pools")
-    else:
-        yield Finding(f"{endpoint.url} runs with {_listed(running) or 'none'}, made were {_listed(made)}", SETUP)
 
 
 def _listed(pools: dict[str, int]) -> str:

@@ -26,6 +26,7 @@ from evpack.home import Home
 from evpack.plan.nvml import DeviceFacts, in_pool
 from evpack.rundir import checked_id
 from evpack.runtime.gpu import Demand, cached_devices, facts_file, never, not_now
+from evpack.runtime.notify import notify
 from evpack.settings import Settings
 from evpack.steps.base import Leased, StepContext, log
 from evpack.steps.runner import Terminated, TimedOut, classify
@@ -69,6 +70,7 @@ def quarantine(home: Home, uuid: str, reason: str, failures: int = 0) -> None:
     """Give a device to no step until somebody releases it."""
     log.error("device %s is quarantined: %s (`evpack devices release %s` when it is mended)", uuid, reason, uuid)
     _remember(home, uuid, Health(failures, reason, utc_now()))
+    notify(home, "device_quarantined", f"{uuid}: {reason}")
 
 
 def release(home: Home, uuid: str) -> Health:

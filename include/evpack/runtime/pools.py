@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import psutil
+
+from evpack.files import read_json
+from evpack.home import Home
 
 CPU_POOL = "cpu"
 GPU_POOL = "gpu"
@@ -21,6 +25,25 @@ def cores() -> int:
 def cpu_slots() -> int:
     """Steps at once on the CPU: one per core, as far as memory reaches, at least one."""
     return max(1, min(cores(), psutil.virtual_memory().total // STEP_MEMORY_BYTES))
+
+
+def pool_drift(made: Mapping[str, int], running: Mapping[str, int]) -> dict[str, str]:
+    """How pools differ from those that were made (EVPACK_HOME/pools.json), by name: a line each.
+
+    Args:
+        made: slots by name.
+        running: the same as Airflow has them now, with any others.
+    """
+    return {
+        name: f"pool {name} has {running.get(name, 'no')} slots in Airflow, made were {slots}"
+        for name, slots in sorted(made.items())
+        if running.get(name) != slots
+    }
+
+
+def made_pools(home: Home) -> dict[str, int]:
+    """What `evpack airflow setup` made, empty where it never ran."""
+    return dict(read_json(home.pools)) if home.pools.is_file() else {}
 
 
 def pool_slots() -> dict[str, int]:
