@@ -256,3 +256,18 @@ def test_the_rmt_probe_is_triggered_by_activations_that_moved() -> None:
     assert run(calm)["triggered"] is False
     assert run(calm.model_copy(update={"modules": modules}))["triggered"] is True
     assert probes.failed("rmt_probe.json", {}, "why")["triggered"] is False
+
+
+def test_probes_keep_what_they_read() -> None:
+    whole = BASELINE
+    for files, edges, squares in (
+        (("rmt_probe.json",), True, False),
+        (("ve_probe.json",), False, True),
+        (("rmt_probe.json", "ve_probe.json"), True, True),
+    ):
+        kept = probes.read_by(files, whole)
+        targets = {name for name, module in whole.modules.items() if module.target}
+        assert kept.modules.keys() == (set(whole.modules) if edges else targets)
+        assert any(module.edge_risk for module in kept.modules.values()) == edges
+        assert {name for name, module in kept.modules.items() if module.mean_square} == (targets if squares else set())
+        assert kept.whole == (edges and squares and targets == set(whole.modules))

@@ -172,8 +172,8 @@ def _kind(name: str, module: Any) -> Kind | None:
 
 
 def _recorded(value: float) -> float | None:
-    """A figure as records hold it: nine digits are far below what its change is judged by, and halve the files."""
-    return finite_or_none(float(f"{value:.9g}"))
+    """A figure as records hold it: six digits are a hundredth of what its change is judged by, and halve the files."""
+    return finite_or_none(float(f"{value:.6g}"))
 
 
 def _target(name: str, kind: Kind) -> Literal["ffn", "attn"] | None:

@@ -25,15 +25,9 @@ class ModuleActivations(BaseModel):
     """Columns: features."""
     edge_risk: tuple[float | None, ...]
     """Per window the largest singular value of the standardised matrix over the edge sqrt(m) + sqrt(n) of noise;
-    null where an element is not finite or all are equal."""
+    null where an element is not finite or all are equal. Empty where it is not kept."""
     mean_square: tuple[float | None, ...]
-    """Per window the mean squared element; null where one is not finite."""
-
-    @model_validator(mode="after")
-    def _as_many(self) -> ModuleActivations:
-        if len(self.edge_risk) != len(self.mean_square):
-            raise ValueError("edge_risk and mean_square differ in length")
-        return self
+    """Per window the mean squared element; null where one is not finite. Empty where it is not kept."""
 
 
 class ActivationRecords(BaseModel):
@@ -56,9 +50,15 @@ class ActivationRecords(BaseModel):
     @model_validator(mode="after")
     def _as_many(self) -> ActivationRecords:
         for name, module in self.modules.items():
-            if len(module.edge_risk) != len(self.windows):
-                raise ValueError(f"module {name}: {len(module.edge_risk)} figures for {len(self.windows)} windows")
+            for figures in (module.edge_risk, module.mean_square):
+                if len(figures) not in (0, len(self.windows)):
+                    raise ValueError(f"module {name}: {len(figures)} figures for {len(self.windows)} windows")
         return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether every module has both figures of every window."""
+        return all(len(m.edge_risk) == len(m.mean_square) == len(self.windows) for m in self.modules.values())
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> ActivationRecords:

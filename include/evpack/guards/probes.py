@@ -16,7 +16,7 @@ from evpack.guards import rmt, variance
 from evpack.guards.hooks_records import ActivationRecords
 
 SUBJECT_FILE, BASELINE_FILE = "probe_activation_records.json", "baseline_probe_activation_records.json"
-"""Activations on every window of the run, of the modules that the probes read."""
+"""Activations on every window of the run, as far as the probes read them."""
 _SCHEMAS = {RMT_PROBE: "rmt_probe_v1", VE_PROBE: "ve_probe_v1"}
 
 
@@ -62,10 +62,18 @@ def probe(
 
 
 def read_by(files: Collection[str], records: ActivationRecords) -> ActivationRecords:
-    """The records with the modules that these probes read: all of them, or the ways out of residual branches."""
-    if RMT_PROBE in files:
-        return records
-    return records.model_copy(update={"modules": {name: m for name, m in records.modules.items() if m.target}})
+    """The records with what these probes read: edge risks of all modules, variances of the ways out of branches."""
+    read = {
+        name: module.model_copy(
+            update={
+                "edge_risk": module.edge_risk if RMT_PROBE in files else (),
+                "mean_square": module.mean_square if VE_PROBE in files and module.target else (),
+            }
+        )
+        for name, module in records.modules.items()
+        if RMT_PROBE in files or module.target
+    }
+    return records.model_copy(update={"modules": read})
 
 
 def failed(file: str, about: Mapping[str, Any], why: str) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def activation_problems(
         ours, theirs = getattr(found, name), getattr(losses, name)
         if ours != theirs:
             yield f"{name} is {ours!r}, that of the losses is {theirs!r}"
+    if not found.whole:
+        yield "not every module has both figures of every window"
     ids = [window.id for window in losses.windows]
     sampled = [ids[position] for position in evenly_spaced(len(ids), sampled_windows(order, policy))]
     if list(found.windows) != sampled:

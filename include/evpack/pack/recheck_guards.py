@@ -131,8 +131,8 @@ def guard_problems(case: Case) -> Iterator[str]:
         heard_wrong = activation_problems(case.activations, case.losses, order, case.campaign.policy)
         yield from (f"{layout.ACTIVATIONS}: {text}" for text in heard_wrong)
         heard = _heard(case)
-        if (heard.side, heard.checkpoint_digest) != ("baseline", case.baseline_digest):
-            yield f"{case.activations_name}: not of the model's baseline"
+        if (heard.side, heard.checkpoint_digest, heard.whole) != ("baseline", case.baseline_digest, True):
+            yield f"{case.activations_name}: not of the model's baseline, or without some of its figures"
     if invariants_assess.NAME in order:
         yield from _loading(case)
     for file in probes.wanted(case.campaign.plan.scenario(case.key.scenario)):
