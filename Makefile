@@ -79,9 +79,10 @@ study: $(READY) ## Prove intervals and guards on three models (an hour or more; 
 	@$(BIN)/evpack assets demo
 	@$(BIN)/python -m studies
 
-docs: $(READY) ## Regenerate docs/tuning.md and docs/benchmarks.md
+docs: $(READY) ## Regenerate docs/tuning.md, docs/benchmarks.md and docs/guards.md
 	@$(BIN)/evpack settings docs > docs/tuning.md
 	@$(BIN)/python -m benchmarks --docs
+	@$(BIN)/python -m studies docs
 
 fixture: $(READY) ## Train the fixture model again (about 3 minutes; needs the text)
 	@$(BIN)/python tools/train_fixture.py

@@ -19,7 +19,7 @@ from studies.subjects import Counts
 EXPERTS = 4
 FULL = Counts(noop=200, mild=200, clean_runs=20, fault_runs=20, places=20, noise_seeds=20, pools=True)
 """0 of 200 bounds a rate by 1.83 %, 20 of 20 by 83 % from below."""
-PART = Counts(noop=12, mild=24, clean_runs=3, fault_runs=1, places=1, noise_seeds=2, pools=False)
+PART = Counts(noop=24, mild=48, clean_runs=3, fault_runs=1, places=1, noise_seeds=2, pools=False)
 """What a model that takes a minute per subject gets: its figures say how few they are."""
 
 

@@ -103,7 +103,7 @@ def _half(models: Sequence[Mapping[str, Any]]) -> str:
             _rate(h["clean"]["failed"]),
         ]
         for m in models
-        for h in (m["false_alarms_at_half_the_windows"],)
+        if (h := m["false_alarms_at_half_the_windows"]) is not None
     )
     return _table(["model", "windows", "harmless reports failed", "by", "clean reports failed"], rows)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_ROW, _LEFT, _WIDTH, _CURVE, _TOP = 17, 250, 330, 170, 26
+_ROW, _LEFT, _WIDTH, _CURVE, _TOP = 17, 340, 330, 170, 26
 _INK, _SOFT, _GOOD, _BAD = "#222", "#888", "#2b6cb0", "#c05621"
 
 

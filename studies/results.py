@@ -67,7 +67,13 @@ QUESTIONS = (
         _fault("rank_collapse"),
         lower=True,
     ),
-    Question("Edge risks moved everywhere", "edge_trimmed", "rmt.epsilon", _changes_no_rank, _fault("rmt_norm_noise")),
+    Question(
+        "Edge risks moved everywhere",
+        "edge_trimmed_per_root_block",
+        "rmt.epsilon",
+        _changes_no_rank,
+        _fault("rmt_norm_noise"),
+    ),
     Question("Edge risks moved far somewhere", "edge_rms", "rmt.epsilon_rms", _changes_no_rank, _fault(*_RUINED)),
     Question(
         "Edge risks moved far by an edit that lowers ranks",
@@ -106,8 +112,9 @@ def model_results(
     """Rates of one model at its own windows, and the metric's at half of them."""
     policy = ground.policy
     rated = [subject for subject in subjects if subject.kind in ("noop", "mild", "clean")]
-    halved = list(rows(ground, rated, policy, every=2))
     demand = 2 * ground.model.arm
+    enough = ground.model.arm // 2 >= policy.number("metrics.coverage.preview")
+    halved = false_alarms(list(rows(ground, rated, policy, every=2))) if enough else None
     return {
         "model": ground.model.name,
         "about": studied.about,
@@ -123,7 +130,7 @@ def model_results(
         "versions": versions(),
         "measured_at": utc_now()[:10],
         "false_alarms": false_alarms(found),
-        "false_alarms_at_half_the_windows": {"windows": demand // 2, **false_alarms(halved)},
+        "false_alarms_at_half_the_windows": halved and {"windows": demand // 2, **halved},
         "power": power(ground, found, policy),
     }
 
