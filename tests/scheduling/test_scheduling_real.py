@@ -44,7 +44,7 @@ SCENARIOS = ["quant_4bit_clean", "fp8_e5m2_clean", "prune_50pct_stress", "extrem
 SLOTS = {GPU: 8, CPU: 4}
 KEEP = os.environ.get("EVPACK_KEEP_TIMELINE")
 """Directory that gets the pictures, when set."""
-AGREE = 0.9
+AGREE = 0.85
 """Share of starts in the simulator's order: the rest is what the machine's own load moves."""
 TUNED = {
     "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
