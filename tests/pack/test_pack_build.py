@@ -252,7 +252,8 @@ def test_no_key_material_enters_a_pack(campaign: Campaign, signing_key: Path) ->
 def test_pages_are_self_contained_and_linked(campaign: Campaign, signing_key: Path) -> None:
     built = build(campaign.run, key=signing_key)
     page = (built.path / layout.PAGE).read_text()
-    assert "PASS" in page and "prune_50pct_stress" in page and page.count('class="plot"') == 3 and str(built.fingerprint) in page
+    assert "PASS" in page and "prune_50pct_stress" in page and str(built.fingerprint) in page
+    assert page.count('class="plot"') == 3, "ratios, weights, activations"
     pages = list(built.path.rglob("*.html"))
     assert len(pages) == 1 + 10, "one for the pack, one per report"
     for path in pages:
