@@ -82,7 +82,7 @@ def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: boo
         for task, step_id in zip(found, step_ids(load_plan(run), found), strict=True):
             real[f"{name}/{step_id}"] = moment(task, "queued_when")
     agrees = agreement({step_id: real[step_id] for step_id in spans}, spans, tied_s)
-    print(f"{len(ran(together))} steps, up to {most} devices at once, {agrees:.3f} of the starts in the simulator's order")
+    print(f"{len(ran(together))} steps, up to {most} devices at once, {agrees:.3f} of starts as simulated")
     assert agrees >= AGREE
 
 
