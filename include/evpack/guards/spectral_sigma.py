@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 CONTRACT = {"type": "gram_or_lanczos", "precision": "float64", "init": "gaussian", "seed": 0, "tolerance": 1e-5}
 """How a value was found, as reports name it. The tolerance bounds the residual relative to the squared value."""
 
-_DENSE = 192
-"""Up to this many rows or columns all eigenvalues of the Gram matrix cost less than the steps of Lanczos."""
+_DENSE, _VERY_TALL = 192, 16
+"""Up to this many rows or columns, and where one side is this many times the other, all eigenvalues of the Gram matrix
+cost less than the steps of Lanczos."""
+_SQUARABLE = (1e-100, 1e100)
+"""Largest elements between these are squared and summed without leaving the range of fp64."""
 _FIRST_CHECK, _MOST_STEPS = 16, 320
 
 
@@ -36,13 +39,17 @@ def top_singular_value(matrix: torch.Tensor) -> float:
         matrix: rows x columns.
     """
     matrix = as_double(matrix)
-    scale = float(matrix.abs().max()) if matrix.numel() else 0.0
+    scale = max(-float(matrix.min()), float(matrix.max())) if matrix.numel() else 0.0
     if not math.isfinite(scale):
         return math.nan
     if scale == 0.0:
         return 0.0
-    tall = matrix / scale if matrix.shape[0] >= matrix.shape[1] else matrix.T / scale
-    if tall.shape[1] <= _DENSE:
+    if _SQUARABLE[0] < scale < _SQUARABLE[1]:
+        scale = 1.0
+    else:
+        matrix = matrix / scale
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    if tall.shape[1] <= _DENSE or tall.shape[0] >= _VERY_TALL * tall.shape[1]:
         return scale * _by_gram(tall)
     found = _by_lanczos(tall)
     return scale * (_by_gram(tall) if found is None else found)
