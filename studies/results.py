@@ -68,6 +68,13 @@ QUESTIONS = (
         lower=True,
     ),
     Question(
+        "Rows or columns collapsed: fatal",
+        "collapsed_share",
+        "spectral.norm_collapse.fatal_fraction",
+        _passing,
+        _fault("norm_collapse"),
+    ),
+    Question(
         "Edge risks moved everywhere",
         "edge_trimmed_per_root_block",
         "rmt.epsilon",

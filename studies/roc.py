@@ -87,13 +87,19 @@ def _area(below: Sequence[float], above: Sequence[float]) -> float | None:
     return wins / (len(below) * len(above))
 
 
-def _points(below: Sequence[float], above: Sequence[float]) -> list[list[float]]:
+def _points(below: Sequence[float], above: Sequence[float]) -> list[tuple[float, float]]:
     """Corners of the curve: rate of false alarms, rate of detection."""
     from bisect import bisect_right
 
-    points = [[0.0, 0.0], [1.0, 1.0]]
-    for cut in sorted({*below, *above}):
+    found = {(0.0, 0.0), (1.0, 1.0)}
+    for cut in {*below, *above}:
         x = 1 - bisect_right(below, cut) / len(below) if below else 0.0
         y = 1 - bisect_right(above, cut) / len(above) if above else 0.0
-        points.append([round(x, 6), round(y, 6)])
-    return sorted({(x, y) for x, y in points})  # type: ignore[return-value]
+        found.add((round(x, 6), round(y, 6)))
+    points = sorted(found)
+    corners = [
+        here
+        for before, here, after in zip(points, points[1:], points[2:], strict=False)
+        if not (before[0] == here[0] == after[0] or before[1] == here[1] == after[1])
+    ]
+    return [points[0], *corners, points[-1]]

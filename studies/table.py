@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from evpack.catalog.policy import Policy
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.rmt import block_count, mean_risks, trimmed_mean
-from evpack.guards.spectral_records import family
-from evpack.steps.guarding import ACTIVATIONS_FILE
+from evpack.guards.spectral_records import SpectralRecords, family
+from evpack.steps.guarding import ACTIVATIONS_FILE, SPECTRAL_FILE
 from evpack.verdict.outcome import RunOutcome
 from studies.ground import Ground
 from studies.judged import judged, report_directory
@@ -56,9 +57,18 @@ def _statistics(ground: Ground, subject: Subject, run: int, report: dict[str, An
         "spectral_ratio": summary.get("max_abs_log_ratio"),
         "caps_applied": spectral.get("caps_applied"),
         "stable_rank_ratio": summary.get("smallest_stable_rank_ratio"),
+        "collapsed_share": _collapsed(report_directory(ground, subject, run) / SPECTRAL_FILE),
         "variance_deviation": variance.get("max_abs_deviation"),
         **edge_statistics(ground, subject, run),
     }
+
+
+def _collapsed(file: Path) -> float | None:
+    """The largest share of collapsed rows or columns of a matrix."""
+    if not file.is_file():
+        return None
+    matrices = SpectralRecords.parse(file.read_bytes(), file.name).matrices.values()
+    return max((max(m.rows.fraction, m.columns.fraction) for m in matrices), default=0.0)
 
 
 def edge_statistics(ground: Ground, subject: Subject, run: int) -> dict[str, float | None]:
