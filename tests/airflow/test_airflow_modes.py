@@ -11,12 +11,15 @@ from typer.testing import CliRunner
 
 from evpack.cli.main import build_app
 from evpack.errors import BadInput, CampaignExit, StepExit
+from evpack.files import read_json, write_json
 from evpack.home import Home
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
+from evpack.runtime import process
 from evpack.runtime.outcome import calibration_outcome
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.plan import open_campaign
+from evpack.steps.runner import input_digest
 from evpack.steps.state import read_marker
 from tests.airflow.test_airflow_failures import cells, dag, play, stand_in  # noqa: F401 - fixtures
 
@@ -85,3 +88,30 @@ def test_run_only_needs_presets(cells: list[str], tmp_path: Path) -> None:  # no
 def test_both_modes_at_once_are_refused() -> None:
     result = CliRunner().invoke(build_app(), ["campaign", "run", "--calibrate-only", "--run-only"])
     assert isinstance(result.exception, BadInput)
+
+
+def test_a_resume_starts_no_process_for_what_is_done(
+    dag: Any,  # noqa: F811
+    cells: list[str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDir(tmp_path / "run")
+    play(dag, run.root, cells)
+    plan = load_plan(run)
+    for step in plan.steps:  # the stand-in's markers carry no real digest
+        if step.model is not None:
+            marker = read_json(run.marker(step.id))
+            write_json(run.marker(step.id), {**marker, "input_digest": input_digest(run, plan, step)})
+    started: list[str] = []
+    real = process.step_command
+
+    def counted(root: Path, step_id: str, **kwargs: Any) -> list[str]:
+        started.append(step_id)
+        return real(root, step_id, **kwargs)
+
+    monkeypatch.setattr(process, "step_command", counted)
+    run.marker(f"fixture.{cells[0]}.evaluate").unlink()
+    _, tasks = play(dag, run.root, cells, resume=str(run.root), output_dir=None, suite=None, scenarios=None)
+    assert tasks["cpu_s.cells.evaluate"] == {"success": 2}
+    assert started == [f"fixture.{cells[0]}.evaluate"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
-from evpack.errors import WAITING, StepExit
-from evpack.plan.model import load_plan
+from evpack.errors import WAITING, Blocked, StepExit
+from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
 from evpack.settings import MOST_RETRIES, Settings
@@ -82,6 +82,19 @@ def check_tries(context: Context, run: RunDir, step_id: str) -> None:
     ti, limits = context["ti"], _limits(run)
     if used_retries(ti.try_number, ti.max_tries) > limits.retries:
         raise StepFailed(f"{step_id}: the {limits.retries} retries of MAX_RETRIES are used up")
+
+
+def nothing_to_do(context: Context, run: RunDir, plan: CampaignPlan, step_id: str) -> bool:
+    """Whether a step is done already, found out without starting its process: what makes a resume quick."""
+    from evpack.steps.runner import kept
+
+    try:
+        done = kept(run, plan, plan.step(step_id), attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
+    except Blocked:
+        return False  # for the step to tell and to record
+    if done is not None:
+        log.info("%s is done already (%s)", step_id, done.finished_at)
+    return done is not None
 
 
 def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (), memory_killed: bool = False) -> None:

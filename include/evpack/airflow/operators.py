@@ -15,7 +15,7 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from evpack.airflow.endings import BlockedTask, StepFailed, check_tries, end_task
+from evpack.airflow.endings import BlockedTask, StepFailed, check_tries, end_task, nothing_to_do
 from evpack.errors import EvpackError
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
@@ -124,8 +124,10 @@ class StepOperator(BaseOperator):
         step_type = StepType(self.task_id.rpartition(".")[2])
         step_id = f"{self.subject}.{step_type}"
         check_tries(context, run, step_id)
-        command = step_command(run.root, step_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         plan = load_plan(run)
+        if nothing_to_do(context, run, plan, step_id):
+            return
+        command = step_command(run.root, step_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         environ = step_environment(
             os.environ, home=Home.locate(), threads=threads_for(plan, step_type), network=frozen_settings(run).net
         )

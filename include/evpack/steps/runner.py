@@ -143,12 +143,10 @@ def _finish(ctx: StepContext, record: state.Attempt, work: Work) -> None:
     """Do the step's work unless a valid marker says it is done."""
     dag_run = record.dag_run
     inputs = input_digest(ctx.run, ctx.plan, ctx.step)
+    if (done := kept(ctx.run, ctx.plan, ctx.step, attempt=ctx.attempt, dag_run=dag_run)) is not None:
+        log.info("%s is done already (%s)", ctx.step.id, done.finished_at)
+        return
     marker = None if ctx.step.type in ALWAYS_RUN else state.read_marker(ctx.run, ctx.step.id)
-    if marker is not None:
-        cleared = dag_run is not None and marker.dag_run == dag_run and ctx.attempt > marker.attempt
-        if not cleared and marker.input_digest == inputs and (marker.intact(ctx.run) or _evaluated(ctx, marker)):
-            log.info("%s is done already (%s)", ctx.step.id, marker.finished_at)
-            return
     skipped = _skipped(ctx.plan, ctx.step)
     creates = ctx.step.type is StepType.CREATE and skipped is None
     with room_for(ctx.run, ctx.plan, ctx.step) if creates else nullcontext():
@@ -170,6 +168,22 @@ def _finish(ctx: StepContext, record: state.Attempt, work: Work) -> None:
     log.info("%s done", ctx.step.id)
 
 
+def kept(run: RunDir, plan: CampaignPlan, step: StepPlan, *, attempt: int, dag_run: str | None) -> state.Marker | None:
+    """The marker of a step that has nothing to do: done, from what there is now, and not asked for again.
+
+    Raises:
+        Blocked: when something the step needs was not produced.
+    """
+    if step.type in ALWAYS_RUN:
+        return None
+    inputs, marker = input_digest(run, plan, step), state.read_marker(run, step.id)
+    if marker is None or marker.input_digest != inputs:
+        return None
+    if dag_run is not None and marker.dag_run == dag_run and attempt > marker.attempt:
+        return None
+    return marker if marker.intact(run) or _evaluated(run, plan, step, marker) else None
+
+
 def _set_aside(ctx: StepContext, marker: state.Marker) -> None:
     """Make way for a redo. A used-up variant keeps its marker until the next is there; weights go."""
     if ctx.step.type is StepType.CREATE and spent(ctx.run, marker):
@@ -181,17 +195,17 @@ def _set_aside(ctx: StepContext, marker: state.Marker) -> None:
     state.archive_outputs(ctx.run, marker)
 
 
-def _evaluated(ctx: StepContext, marker: state.Marker) -> bool:
+def _evaluated(run: RunDir, plan: CampaignPlan, create: StepPlan, marker: state.Marker) -> bool:
     """Whether a create step's weights are gone because its evaluation is done, as things stand."""
-    if ctx.step.type is not StepType.CREATE or not spent(ctx.run, marker):
+    if create.type is not StepType.CREATE or not spent(run, marker):
         return False
-    evaluate = ctx.plan.step(make_step_id(StepType.EVALUATE, ctx.step.model, ctx.step.scenario))
-    done = state.read_marker(ctx.run, evaluate.id)
+    evaluate = plan.step(make_step_id(StepType.EVALUATE, create.model, create.scenario))
+    done = state.read_marker(run, evaluate.id)
     try:
-        inputs = input_digest(ctx.run, ctx.plan, evaluate)
+        inputs = input_digest(run, plan, evaluate)
     except Blocked:
         return False
-    return done is not None and done.input_digest == inputs and done.intact(ctx.run)
+    return done is not None and done.input_digest == inputs and done.intact(run)
 
 
 def _have_variant(ctx: StepContext, record: state.Attempt, work: Work) -> None:
