@@ -13,7 +13,7 @@ mkdir -p "$context/wheels"
 awk '/^# /{taken = /^# Orchestration/; next} taken' requirements.txt >"$context/requirements.txt"
 if ! cmp -s "$context/requirements.txt" "$context/wheels/requirements.txt"; then
     grep -E '^[a-zA-Z]' requirements.txt | grep -v '^torch' | sed 's/ *#.*//' >"$context/wheels/constraints.txt"
-    "$python" -m pip --disable-pip-version-check --quiet download --dest "$context/wheels" \
+    "$python" -m pip --disable-pip-version-check -qq download --dest "$context/wheels" \
         --constraint "$context/wheels/constraints.txt" -r "$context/requirements.txt" >&2
     cp "$context/requirements.txt" "$context/wheels/requirements.txt"
 fi

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 context=$(realpath -m "${1:?give a directory for the wheels}")
 base=${2:-evpack-base:bookworm}
 python=${PYTHON:-.venv/bin/python}
-pip=("$python" -m pip --disable-pip-version-check --quiet)
+pip=("$python" -m pip --disable-pip-version-check -qq)
 
 mkdir -p "$context/wheels"
 # All pinned packages but those of the schedulers and of development.
