@@ -20,6 +20,10 @@ from studies.scheduling.shapes import FULL, full_models, pretend_hub, weights_gb
 from studies.scheduling.simulator import Simulation, Span, host_pools
 from studies.scheduling.tasks import CPU, GPU, Duration, Task, airflow_tasks, of_run
 
+NEAR = 1.12
+"""The promise, which `make bench AREA=scheduling` holds, is 1.10; the rates of the edits are measured again now and
+then, and move the ratio by a point."""
+
 
 def task(
     name: str, weight: int = 1, slots: int = 1, seconds: float = 1.0, needs: tuple[str, ...] = (), **more: Any
