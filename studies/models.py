@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +12,14 @@ from pathlib import Path
 from evpack.assets.demo import demo_text, write_speeches
 from evpack.catalog.tuned import TunedParams, empty_document, load_tuned, with_entries
 from evpack.errors import BadInput
-from evpack.files import publishing, read_json, utc_now, write_json
+from evpack.files import read_json, utc_now, write_json
 from evpack.home import Home
 from evpack.tuning.sweep import Request, tune
 from studies.ground import StudyModel
 from studies.subjects import Counts
 
 EXPERTS = 4
+_TRAINING = Path(__file__).parents[1] / "tools" / "train_fixture.py"
 FULL = Counts(noop=200, mild=200, clean_runs=20, fault_runs=20, places=20, noise_seeds=20, pools=True)
 """0 of 200 bounds a rate by 1.83 %, 20 of 20 by 83 % from below."""
 PART = Counts(noop=24, mild=48, clean_runs=3, fault_runs=1, places=1, noise_seeds=2, pools=False)
@@ -69,14 +72,14 @@ def tuned_for(model: StudyModel, model_id: str, home: Home, tell: Callable[[str]
 
 
 def _trained(home: Home) -> Path:
-    """The mixture's checkpoint, trained once per home (some minutes)."""
+    """The mixture's checkpoint, trained once per home, in a process of its own (some minutes)."""
     target = home.root / "study" / "mixture"
     if not target.is_dir():
-        from tools.train_fixture import build, mixture
-
-        with publishing(target) as part, tempfile.TemporaryDirectory() as scratch:
-            write_speeches(Path(scratch) / "speeches")
-            write_json(part / "digests.json", build(Path(scratch) / "speeches", part, mixture(EXPERTS)))
+        with tempfile.TemporaryDirectory() as scratch:
+            speeches = Path(scratch) / "speeches"
+            write_speeches(speeches)
+            command = [sys.executable, str(_TRAINING), str(speeches), str(target), "--experts", str(EXPERTS)]
+            subprocess.run(command, check=True)
     return target / "model"
 
 
