@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evpack.cli.main import build_app
-from evpack.errors import BadInput, StepExit
+from evpack.errors import BadInput, CampaignExit, StepExit
 from evpack.files import read_json, write_json
 from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
@@ -150,3 +150,11 @@ def test_a_killed_attempt_is_told_by_the_next(run: RunDir) -> None:
     record = read_json(path)
     assert (record["class"], record["exit"]) == ("transient", StepExit.TRANSIENT)
     assert "killed" in record["error"]
+
+
+def test_while_a_step_runs_there_is_no_verdict_to_show(run: RunDir) -> None:
+    run.marker("a.derive_preset").unlink()
+    state.Attempt(run, "a.derive_preset", 2, None).begin()
+    shown = CliRunner().invoke(build_app(), ["campaign", "status", str(run.root)])
+    assert shown.exit_code == CampaignExit.INCOMPLETE, shown.output
+    assert "no verdict yet" in shown.output and "Verdict:" not in shown.output

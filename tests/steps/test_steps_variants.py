@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from evpack.errors import NoRoom, StepExit
+from evpack.cli.main import build_app
+from evpack.errors import BadInput, NoRoom, StepExit
 from evpack.files import publishing, read_json, write_json
 from evpack.plan import disk
 from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, load_plan
@@ -278,3 +280,13 @@ def test_who_skips_the_preflight_is_not_stopped_later(planned: Plan, monkeypatch
     run = planned(min_free_disk_gb=10, skip_disk_preflight=True)
     monkeypatch.setattr(disk, "free_gb", lambda _: 0.0)
     assert create(run, "one") is StepExit.OK
+
+
+def test_export_tells_of_weights_that_were_removed(planned: Plan, tmp_path: Path) -> None:
+    run = planned()
+    create(run, "one")
+    evaluate(run, "one")
+    place = run.model("m").variant("one")
+    words = ["variant", "export", str(place), "--baseline", str(tmp_path), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(build_app(), words).exception
+    assert isinstance(found, BadInput) and "PACK_KEEP_VARIANTS=1" in found.mend

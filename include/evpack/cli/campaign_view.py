@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from evpack.errors import CampaignExit
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.outcome import Outcome
@@ -104,6 +105,8 @@ def show_outcome(run: RunDir, outcome: Outcome, screen: Console) -> None:
         screen.print(Text(f"signed by: {checked.get('signer_fingerprint') or 'nobody'}"))
     for problem in outcome.problems:
         screen.print(Text(f"incomplete: {problem}"))
+    if run.disk_pressure.is_file() and outcome.exit is CampaignExit.INCOMPLETE:
+        screen.print(Text("stopped for lack of disk space: make room, then resume (state/disk_pressure.json)"))
     screen.print(Text(f"Verdict: {outcome.exit.name}", style="bold"))
 
 

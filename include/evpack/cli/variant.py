@@ -32,6 +32,11 @@ def register(app: typer.Typer) -> None:
         if not (directory / VARIANT_FILE).exists():
             fault = f"is not a variant: it holds no {VARIANT_FILE}" if directory.is_dir() else "does not exist"
             raise BadInput(f"{directory} {fault}", "give models/<scenario> below a model of a run directory")
+        if not any(directory.glob("*.safetensors")):
+            raise BadInput(
+                f"{directory}: the weights were removed after the evaluation",
+                "plan with PACK_KEEP_VARIANTS=1, or `evpack invalidate` its create step and run that by `evpack step`",
+            )
         source = Checkpoint(baseline)
         opened = DeltaCheckpoint(source, directory)
         try:
