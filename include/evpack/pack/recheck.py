@@ -131,6 +131,8 @@ def _judge_all(
     campaign: Campaign, facts: Mapping[str, ModelFacts], reports: Mapping[ReportKey, str], jobs: int
 ) -> list[Judged]:
     if jobs > 1:
+        import numpy  # noqa: F401 - loaded once, shared by the children that will need it
+
         # forked children read the pack themselves and hand back small outcomes; nothing is pickled on the way in
         context = multiprocessing.get_context("fork")
         try:
