@@ -66,6 +66,20 @@ def test_a_step_writes_where_it_publishes_and_nowhere_else(plan: Plan, home: Hom
     assert not {home.root, home.keys, home.airflow} & {mount.path for mount in spec.mounts}
 
 
+def test_only_the_evaluation_that_is_repeated_writes_its_figures(plan: Plan, home: Home) -> None:
+    run = plan(repeats=2, scenarios="quant_clean,prune_clean", guards_order="invariants")
+    wide = {
+        step
+        for step in ("quant_clean", "prune_clean")
+        if "analysis" in writable(spec_of(run, home, evaluation(step)), run)
+    }
+    assert len(wide) == 1
+
+
+def evaluation(scenario: str) -> str:
+    return f"fixture.{scenario}.evaluate"
+
+
 def test_only_a_step_on_devices_gets_leases_and_devices(
     plan: Plan, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

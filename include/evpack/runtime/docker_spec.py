@@ -25,6 +25,7 @@ from evpack.plan.sources import converted_dir, hub_cache
 from evpack.rundir import RunDir
 from evpack.runtime.process import step_environment
 from evpack.settings import Settings
+from evpack.steps.repeats import repeated_step
 from evpack.steps.runtime_manifest import IMAGE_ENV
 
 WORKER_IMAGE_ENV = "EVPACK_WORKER_IMAGE"
@@ -242,7 +243,7 @@ def published_places(run: RunDir, plan: CampaignPlan, step: StepPlan, settings: 
         case StepType.EVALUATE:
             scenario = plan.scenario(step.scenario or "")
             reports = model.report(scenario.id, scenario.category, 1).parent
-            return [reports, run.analysis] if settings.repeats else [reports]
+            return [reports, run.analysis] if settings.repeats and repeated_step(plan) == step else [reports]
         case other:
             raise BadInput(f"{other} runs in no container", "run it with `evpack step`")
 
