@@ -144,3 +144,13 @@ class IntegrityError(EvidenceError):
 
 class BrokenContract(EvpackError):
     """A step broke the house rules (published twice, returned nothing): a defect of this package."""
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Whether what torch raised is the accelerator's or the memory's fault, and says nothing about a subject.
+
+    After such an error the process computes nothing any more: it must reach whoever leased the devices.
+    """
+    if isinstance(error, MemoryError | DeviceFault) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")

@@ -112,7 +112,7 @@ def test_promised_devices_that_are_not_there_are_no_reason_to_use_the_cpu(monkey
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Transient, match="2 devices"):
-        Placement.choose(2, "BF16")
+        Placement.choose(2, "BF16", 0.9)
 
 
 def test_contract_names_device_type_attention_and_batch() -> None:

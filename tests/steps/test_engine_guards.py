@@ -11,6 +11,7 @@ import pytest
 from test_engine_steps import CLEAN, DOWN, FAULT, Campaign, source, text  # noqa: F401 - fixtures
 
 from evpack.catalog.scenarios import ErrorGeneration, ProbeDetector, Requirements, Scenario
+from evpack.errors import OutOfMemory
 from evpack.files import read_json, sha256_file
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
@@ -167,3 +168,22 @@ def test_a_probe_that_cannot_run_says_so_and_is_not_triggered(ready: Campaign) -
     for name in ("rmt_probe.json", "ve_probe.json"):
         probe = read_json(directory / name)
         assert (probe["status"], probe["triggered"]) == ("error", False) and probe["error"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access was encountered"), MemoryError()])
+def test_a_failing_accelerator_ends_the_step_wherever_it_shows(
+    ready: Campaign, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from evpack.guards import chain, hooks
+    from evpack.steps.subject import Bench
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
+    for place, name in ((chain, "spectral_block"), (chain, "rmt_block"), (hooks, "edge_risk"), (Bench, "load")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fail)
+            with pytest.raises((type(error), OutOfMemory)):
+                evaluate(ready.context(StepType.EVALUATE, CLEAN))
+    assert not ready.model.report("clean", "clean", 1).exists()

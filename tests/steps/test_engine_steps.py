@@ -429,7 +429,7 @@ def test_a_vocabulary_too_small_for_the_windows_is_the_subjects_fault(ready: Cam
     cut = {name: lambda t: t[:5].clone() for name in (EMBEDDING, "lm_head.weight")}
     ready.variant(FAULT, cut, config={"vocab_size": 5})
     (report,) = ready.evaluate(FAULT)
-    assert "forward_failed:IndexError" in report["primary_metric"]["degraded_reason"]
+    assert "vocabulary_too_small: token" in report["primary_metric"]["degraded_reason"]
     assert {f["type"] for f in report["invariants"]["failures"]} == {"tokenizer_mismatch"}
 
 

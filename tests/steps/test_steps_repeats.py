@@ -64,6 +64,7 @@ def cell(type_: StepType, scenario: str, status: str = "selected") -> StepPlan:
 
 
 def test_repeats_in_strict_mode_give_the_same_digest_as_the_published_report(ready: Campaign) -> None:
+    calibrate(ready.context(StepType.CALIBRATE, determinism="strict"))
     published = evaluation.evaluate(repeating(ready, determinism="strict"))
     found = read_json(published[-1])
     assert published[-1].name == "determinism_repeats.json" and found["cert_hashes_match"] is True

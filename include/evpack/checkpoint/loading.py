@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evpack.checkpoint.reader import CheckpointLike
+from evpack.checkpoint.spread import device_map
 from evpack.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ class _Deferred:
 
 
 def load_model(
-    checkpoint: CheckpointLike, dtype: torch.dtype, device: str = "cpu", *, attention: str | None = None
+    checkpoint: CheckpointLike,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    memory: Sequence[int] = (),
+    attention: str | None = None,
 ) -> tuple[Any, LoadingReport]:
     """Build the causal language model of a checkpoint or variant, in evaluation mode.
 
@@ -53,6 +59,7 @@ def load_model(
         checkpoint: read tensor by tensor; peak memory is the model in `dtype` plus a few tensors.
         dtype: type of the weights in memory.
         device: a torch device name.
+        memory: bytes that may be used of each device, in order; with more than one, the model is spread over them.
         attention: implementation for transformers (``eager``, ``sdpa``), None for its choice.
 
     Returns:
@@ -61,9 +68,11 @@ def load_model(
 
     Raises:
         CheckpointError: for an architecture that transformers does not know or tensors that it cannot convert.
+        OutOfMemory: when it does not fit on the devices together.
     """
     model_class, config = _architecture(checkpoint)
     options = {"attn_implementation": attention} if attention else {}
+    places = {"": device} if len(memory) < 2 else device_map(_on_paper(model_class, config), dtype, memory)
     with quiet():
         try:
             model, info = model_class.from_pretrained(
@@ -71,7 +80,7 @@ def load_model(
                 config=config,
                 state_dict={name: _Deferred(checkpoint, name) for name in checkpoint.names()},
                 dtype=dtype,
-                device_map={"": device},
+                device_map=places,
                 ignore_mismatched_sizes=True,  # reported, and fatal for the subject, instead of raised
                 output_loading_info=True,
                 **options,
@@ -113,6 +122,14 @@ def _architecture(checkpoint: CheckpointLike) -> tuple[Any, Any]:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
 
 
+def _on_paper(model_class: Any, config: Any) -> Any:
+    """The model without weights."""
+    import torch
+
+    with torch.device("meta"):
+        return model_class(config)
+
+
 def _report(checkpoint: CheckpointLike, info: dict[str, Any]) -> LoadingReport:
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(f"{name}: stored {list(a)}, model {list(b)}" for name, a, b in info["mismatched_keys"])
@@ -135,15 +152,12 @@ def _strays_of_baseline(checkpoint: CheckpointLike, unexpected: Collection[str])
     Under another configuration than the baseline's, what the baseline has a place for is told by its architecture,
     built without weights.
     """
-    import torch
-
     baseline = getattr(checkpoint, "baseline", checkpoint)
     stored = set(unexpected) & set(baseline.names())
     if not stored or checkpoint.config() == baseline.config():
         return stored
     model_class, config = _architecture(baseline)
-    with torch.device("meta"):
-        places = set(model_class(config).state_dict())
+    places = set(_on_paper(model_class, config).state_dict())
     prefix = model_class.base_model_prefix
     return {name for name in stored if name not in places and f"{prefix}.{name}" not in places}
 

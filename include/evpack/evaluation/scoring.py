@@ -35,27 +35,35 @@ class Placement:
     device: str
     """torch device: ``cpu`` or ``cuda``."""
     dtype: torch.dtype
+    memory: tuple[int, ...] = ()
+    """Bytes that may be used of each accelerator, in order; empty on the CPU."""
 
     @classmethod
-    def choose(cls, devices: int, checkpoint_dtype: str) -> Placement:
+    def choose(cls, devices: int, checkpoint_dtype: str, memory_fraction: float = 1.0) -> Placement:
         """fp32 on the CPU (bf16 products are several times slower there); on a device the checkpoint's own half type.
 
         Args:
             devices: accelerators the plan gives the model; 0 is the CPU.
             checkpoint_dtype: safetensors name of the weights' type, e.g. ``BF16``.
+            memory_fraction: part of each device's memory that may be used (CUDA_MEMORY_FRACTION).
 
         Raises:
-            DeviceFault: when the plan gives accelerators and this process sees none.
+            DeviceFault: when the plan gives more accelerators than this process sees.
         """
         import torch
 
         if devices == 0:
             return cls("cpu", torch.float32)
-        if not torch.cuda.is_available():
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if seen < devices:
             raise DeviceFault(
-                f"the plan gives {devices} devices, this process sees none", "check the driver and the pool"
+                f"the plan gives {devices} devices, this process sees {seen or 'none'}",
+                "check the driver and the pool",
             )
-        return cls("cuda", {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint_dtype, torch.float32))
+        memory = [torch.cuda.get_device_properties(number).total_memory for number in range(devices)]
+        allowed = tuple(int(memory_fraction * size) for size in memory)
+        dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint_dtype, torch.float32)
+        return cls("cuda", dtype, allowed)
 
     @property
     def label(self) -> str:
@@ -162,6 +170,7 @@ def score_windows(model: Any, tokens: npt.NDArray[np.int32], batch: int) -> list
         for start in range(0, len(tokens), batch):
             ids = torch.from_numpy(tokens[start : start + batch]).to(device=device, dtype=torch.long)
             logits = model(input_ids=ids, use_cache=False).logits
+            ids = ids.to(logits.device)  # of a model on several devices the head is on another than the embedding
             sums += [_nll_sum(logit, row) for logit, row in zip(logits, ids, strict=True)]
             del logits  # before the next batch makes its own
     return sums

@@ -10,7 +10,7 @@ from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
 from evpack.catalog.policy import Policy
 from evpack.checkpoint.contents import Described
 from evpack.checkpoint.scope import select
-from evpack.errors import CheckpointError, DiskFull, OutOfMemory
+from evpack.errors import CheckpointError, DiskFull, OutOfMemory, is_machine_fault
 from evpack.guards import rmt, spectral, variance
 from evpack.guards.base import GUARD_ERROR
 from evpack.guards.hooks_records import ActivationRecords
@@ -54,13 +54,16 @@ def guarded(name: str, work: Callable[[], Block]) -> Block:
     """The block of a guard; when it cannot run, one with status ``error``, which clears its flag.
 
     Raises:
-        CheckpointError, OutOfMemory, DiskFull, OSError, MemoryError: these say nothing about the subject.
+        CheckpointError, OutOfMemory, DiskFull, OSError, MemoryError: these say nothing about the subject, nor does
+            what torch raises when an accelerator fails.
     """
     try:
         return work()
     except _STOPS:
         raise
     except Exception as error:
+        if is_machine_fault(error):
+            raise
         return could_not_run(name, f"{type(error).__name__}: {error}")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from evpack.checkpoint.scope import place
-from evpack.errors import EvaluationError
+from evpack.errors import EvaluationError, is_machine_fault
 from evpack.files import finite_or_none
 from evpack.guards.hooks_records import ModuleActivations
 from evpack.guards.spectral_sigma import CONTRACT as SIGMA
@@ -132,10 +132,8 @@ class Listener:
                 if outputs is not None:
                     for row, position in self._rows:
                         self._take(name, (kind, target), position, outputs[row])
-            except MemoryError:
-                raise
             except Exception as error:
-                if type(error).__name__ == "OutOfMemoryError":
+                if is_machine_fault(error):
                     raise
                 self._failure = error
 

@@ -9,7 +9,7 @@ from typing import Any
 from evpack.catalog.policy import Policy
 from evpack.catalog.scenarios import Scenario
 from evpack.data.windows import RunWindows
-from evpack.errors import EvidenceError, OutOfMemory
+from evpack.errors import EvidenceError, OutOfMemory, is_machine_fault
 from evpack.files import canonical_json
 from evpack.guards import probes, variance
 from evpack.guards.hooks_records import ActivationRecords
@@ -64,6 +64,8 @@ class Probing:
             except (OSError, MemoryError, OutOfMemory):
                 raise
             except Exception as error:
+                if is_machine_fault(error):
+                    raise
                 document = probes.failed(file, about, f"{type(error).__name__}: {error}")
             log.info("probe %s: %s, triggered %s", file, document["status"], document["triggered"])
             found[file] = canonical_json(document)

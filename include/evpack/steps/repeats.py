@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.scenarios import Category
-from evpack.errors import DeviceFault, DiskFull, OutOfMemory
+from evpack.errors import DiskFull, OutOfMemory, is_machine_fault
 from evpack.evaluation.report import check_report, report_digest
 from evpack.files import utc_now, write_json
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.steps.base import StepContext, log
 
-_STOPS = (DeviceFault, DiskFull, MemoryError, OSError, OutOfMemory)
+_STOPS = (DiskFull, OSError, OutOfMemory)
 """Faults of the machine; they end the step, which is tried again."""
 
 
@@ -61,6 +61,8 @@ def repeat(ctx: StepContext, published: Path, again: Callable[[], bytes]) -> Pat
         except _STOPS:
             raise
         except Exception as error:
+            if is_machine_fault(error):
+                raise
             errors.append(f"repeat {number}: {type(error).__name__}: {error}")
     hashes = [report_digest(report) for report in reports]
     ratios = [report["primary_metric"]["ratio_vs_baseline"] for report in reports]

@@ -57,7 +57,8 @@ class Bench:
             ctx.settings.determinism, ctx.settings.cuda_memory_fraction, flash=not ctx.settings.skip_flash_attn
         )
         baseline = open_baseline(place)
-        where = Placement.choose(0 if ctx.leased.simulated else model.devices, main_dtype(baseline))
+        devices = 0 if ctx.leased.simulated else model.devices
+        where = Placement.choose(devices, main_dtype(baseline), ctx.settings.cuda_memory_fraction)
         return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
 
     def load(self, checkpoint: CheckpointLike) -> tuple[Any, LoadingReport]:
@@ -67,7 +68,7 @@ class Bench:
             OutOfMemory: when it does not fit.
         """
         with memory_errors(self.batch):
-            return load_model(checkpoint, dtype=self.where.dtype, device=self.where.device)
+            return load_model(checkpoint, self.where.dtype, self.where.device, memory=self.where.memory)
 
     def load_baseline(self) -> Any:
         """The baseline's model.

@@ -12,7 +12,7 @@ from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.profile import open_baseline
 from evpack.checkpoint.reader import contents_of
 from evpack.data.windows import RunWindows
-from evpack.errors import CheckpointError, EvpackError
+from evpack.errors import CheckpointError, EvpackError, is_machine_fault
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.guards import chain, invariants, invariants_assess
 from evpack.guards.base import GuardResult
@@ -79,21 +79,32 @@ class Subject:
         Raises:
             CheckpointError, OutOfMemory: as `load`.
         """
-        failure = self.failure
+        failure = self.failure or self._unknown_tokens(bench, run)
         sums = [math.nan] * len(run.in_order())
-        if self.model is not None:
+        if self.model is not None and failure is None:
             try:
                 sums = bench.score(self.model, run, listener)
             except _SUBJECT_FAULTS as error:
                 failure = self.blame(bench, "forward_failed", error)
         return bench.records(run, sums, compute, self.checkpoint.digest(), scenario, failure)
 
+    def _unknown_tokens(self, bench: Bench, run: RunWindows) -> str | None:
+        """Why the windows cannot be put to the subject: an accelerator would fail on a row that is not there."""
+        if self.model is None:
+            return None
+        rows = int(self.model.get_input_embeddings().weight.shape[0])
+        largest = int(bench.windows.run_tokens(run).max())
+        return f"vocabulary_too_small: token {largest}, {rows} embedding rows" if largest >= rows else None
+
     def blame(self, bench: Bench, what: str, error: Exception) -> str:
         """The reason to write down when the subject is at fault: its files are intact, yet it cannot be run.
 
         Raises:
             CheckpointError: when it is the files of baseline or variant that are damaged.
+            Exception: the error itself, when it is the machine's.
         """
+        if is_machine_fault(error):
+            raise error
         open_baseline(bench.place)
         for name in self.checkpoint.names():
             self.checkpoint.read(name)  # checked against its digest
@@ -119,5 +130,7 @@ class Subject:
         except (EvpackError, OSError, MemoryError):
             raise
         except Exception as error:
+            if is_machine_fault(error):
+                raise
             post = invariants_assess.failed(f"{type(error).__name__}: {error}")
         return invariants_assess.reference_result(baseline), post
