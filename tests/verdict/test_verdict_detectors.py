@@ -12,7 +12,8 @@ REPORT = {
     "validation": {"primary_metric_acceptable": False, "invariants_pass": True},
     "primary_metric": {"degraded": True},
     "invariants": {"evaluated": True, "status": "WARN"},
-    "spectral": {"evaluated": True, "caps_applied": 2, "summary": {"max_caps": 5}, "odd": True},
+    "spectral": {"evaluated": True, "caps_applied": 2, "summary": {"max_caps": 5}, "odd": "2"},
+    "variance": {"evaluated": True, "enabled": True, "monitor_only": False},
     "rmt": {"evaluated": False, "reason": "not in PACK_GUARDS_ORDER", "caps_applied": 9},
 }
 SIDECARS = {
@@ -36,6 +37,8 @@ SIDECARS = {
         ({"type": "guard_remediation", "guard": "spectral", "field": "caps_applied", "min": 3}, False),
         ({"type": "guard_remediation", "guard": "spectral", "field": "max_caps"}, True),
         ({"type": "guard_remediation", "guard": "spectral", "field": "odd"}, False),
+        ({"type": "guard_remediation", "guard": "variance", "field": "enabled"}, True),
+        ({"type": "guard_remediation", "guard": "variance", "field": "monitor_only"}, False),
         ({"type": "guard_remediation", "guard": "rmt", "field": "caps_applied"}, False),
         ({"type": "guard_remediation", "guard": "variance", "field": "caps_applied"}, False),
         ({"type": "probe", "file": "good_probe.json"}, True),

@@ -57,11 +57,11 @@ def evaluated(report: Report, guard: str) -> bool:
 
 
 def guard_number(report: Report, guard: str, field: str) -> float:
-    """A count of a guard's block or of its summary; 0 when the guard did not run or has no such number."""
+    """A count of a guard's block or of its summary, 1 for true; 0 when the guard did not run or has no such number."""
     if not evaluated(report, guard):
         return 0.0
     for block in (report[guard], report[guard].get("summary")):
         value = block.get(field) if isinstance(block, Mapping) else None
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, bool | int | float):
             return float(value)
     return 0.0
