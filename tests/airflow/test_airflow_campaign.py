@@ -61,7 +61,7 @@ def test_a_campaign_on_a_real_scheduler(
 ) -> None:
     monkeypatch.setenv("NUM_GPUS", "0")
     chosen = list(scenarios.values())
-    cell = f"fixture.{scenarios['stress']}.evaluate"
+    create, cell = (f"fixture.{scenarios['stress']}.{step}" for step in ("create", "evaluate"))
     home = Home(tmp_path / "home").create()
     params = [part for run in RUNS for part in ("--param", run)]
     with running(Deployment.locate(home), print, up=True) as airflow, Client(airflow.endpoint) as client:
@@ -80,7 +80,8 @@ def test_a_campaign_on_a_real_scheduler(
         assert wait_for(client, run_id) == "success"
         second = markers(run)
         redone = {step_id for step_id, marker in second.items() if marker != first[step_id]}
-        assert redone == {cell, "compile_verdict", "build_pack", "verify_pack"}
+        assert redone == {create, cell, "compile_verdict", "build_pack", "verify_pack"}
+        assert second[create].outputs_digest() == first[create].outputs_digest()  # its weights were gone
         assert second[cell].attempt > first[cell].attempt
         assert second[cell].input_digest == first[cell].input_digest
         assert any((run.archive / cell).iterdir())
