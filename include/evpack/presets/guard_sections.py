@@ -32,8 +32,8 @@ def guard_sections(order: Sequence[str], policy: Policy, matrices: SpectralRecor
         caps = {label: {"kappa": cap} for label, cap in family_caps(matrices, policy).items()}
         sections[spectral.NAME] = _values(policy, spectral.NAME, keys) | {"family_caps": caps}
     if rmt.NAME in order:
-        keys = ("epsilon", "epsilon_rms", "epsilon_lower_rank", "epsilon_default", "margin", "deadband")
-        sections[rmt.NAME] = _values(policy, rmt.NAME, keys)
+        limits = ("epsilon", "epsilon_rms", "epsilon_lower_rank", "epsilon_default", "margin", "deadband")
+        sections[rmt.NAME] = _values(policy, rmt.NAME, limits)
     if variance.NAME in order:
         keys = ("deadband", "min_effect_lognll", "min_gain", "min_rel_gain", "monitor_only")
         sections[variance.NAME] = _values(policy, variance.NAME, keys)
