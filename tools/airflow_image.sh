@@ -10,7 +10,7 @@ base=${3:-evpack-base:bookworm}
 python=${PYTHON:-.venv/bin/python}
 
 mkdir -p "$context/wheels"
-awk '/^# /{taken = /^# Orchestration/; next} taken' requirements.txt >"$context/requirements.txt"
+awk '/^# /{taken = /^# Orchestration/; next} taken || /^datasets==/' requirements.txt >"$context/requirements.txt"
 if ! cmp -s "$context/requirements.txt" "$context/wheels/requirements.txt"; then
     grep -E '^[a-zA-Z]' requirements.txt | grep -v '^torch' | sed 's/ *#.*//' >"$context/wheels/constraints.txt"
     "$python" -m pip --disable-pip-version-check -qq download --dest "$context/wheels" \

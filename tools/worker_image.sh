@@ -10,8 +10,9 @@ python=${PYTHON:-.venv/bin/python}
 pip=("$python" -m pip --disable-pip-version-check -qq)
 
 mkdir -p "$context/wheels"
-# All pinned packages but those of the schedulers and of development.
-awk '/^# /{left_out = /^# (Orchestration|Tests and lint)/} !left_out' requirements.txt >"$context/requirements.txt"
+# All pinned packages but those of the scheduler and of development, and `datasets`: rows are fetched outside of containers.
+awk '/^# /{left_out = /^# (Orchestration|Tests and lint)/} !left_out && !/^datasets==/' requirements.txt \
+    >"$context/requirements.txt"
 if ! cmp -s "$context/requirements.txt" "$context/wheels/requirements.txt"; then
     # torch goes first and alone: the rest then accepts the build that is there instead of choosing another one.
     "${pip[@]}" download --dest "$context/wheels" "$(grep -E '^torch==' requirements.txt | cut -d' ' -f1)" >&2
