@@ -11,7 +11,7 @@ pip=("$python" -m pip --disable-pip-version-check -qq)
 
 mkdir -p "$context/wheels"
 # All pinned packages but those of the scheduler and of development, and `datasets`: rows are fetched outside of containers.
-awk '/^# /{left_out = /^# (Orchestration|Tests and lint)/} !left_out && !/^datasets==/' requirements.txt \
+awk '/^# /{left_out = /^# (Orchestration|Tests and lint|Studies)/} !left_out && !/^datasets==/' requirements.txt \
     >"$context/requirements.txt"
 if ! cmp -s "$context/requirements.txt" "$context/wheels/requirements.txt"; then
     # torch goes first and alone: the rest then accepts the build that is there instead of choosing another one.
