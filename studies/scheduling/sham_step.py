@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE
-from evpack.files import write_atomic
+from evpack.files import write_atomic, write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import StepType
 from evpack.runtime.leases import lease_devices
@@ -30,7 +30,8 @@ SHAM_GB = 1000.0
 
 
 def pause(ctx: StepContext) -> list[Path]:
-    """Wait, and publish a line."""
+    """Wait, and publish from when to when: on devices a time in which they are certainly held."""
+    begin = time.time()
     scales = json.loads(os.environ.get(SCALES_ENV, "[0, 0]"))
     scale = scales[0 if ctx.step.type in SCORING else 1]
     if scale:
@@ -41,7 +42,7 @@ def pause(ctx: StepContext) -> list[Path]:
     if ctx.step.type is StepType.CREATE:
         return [_variant(ctx)]
     target = ctx.run.root / "sham" / ctx.step.id
-    write_atomic(target, f"{ctx.attempt}\n".encode())
+    write_json(target, {"begin": begin, "end": time.time()})
     return [target]
 
 

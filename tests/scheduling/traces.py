@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from evpack.airflow.weights import task_weight
+from evpack.files import read_json
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
@@ -82,8 +83,9 @@ def check_devices(runs: Sequence[RunDir]) -> None:
         plan = load_plan(run)
         for bar in attempt_bars(run, plan):
             assert len(set(bar.devices)) == len(bar.devices) == devices_of_bar(plan, bar.step), bar
-            for device in bar.devices:
-                held.setdefault(device, []).append((bar.start, bar.end, bar.step))
+            witness = read_json(run.root / "sham" / bar.step) if bar.devices else {}
+            for device in bar.devices:  # an attempt writes its books after it gave its devices back
+                held.setdefault(device, []).append((witness["begin"], witness["end"], bar.step))
     for device, spans in held.items():
         for (_, end, one), (start, _, other) in zip(sorted(spans), sorted(spans)[1:], strict=False):
             assert end <= start, f"{device} is held by {one} and {other}"
