@@ -124,7 +124,7 @@ def test_the_environment_has_the_fields_of_the_manifest() -> None:
 def test_the_environment_describes_the_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     device = DeviceFacts("GPU-0", 0, 80.04, 80.0, 0, None, name="Example 80", capability="9.0", driver="580.1")
-    monkeypatch.setattr(provenance, "read_devices", lambda environ: asked.append(environ) or [device, device])
+    monkeypatch.setattr("evpack.plan.nvml.read_devices", lambda environ: asked.append(environ) or [device, device])
     found = provenance.environment()
     assert asked == [{}], "pretended devices are no part of a machine"
     assert {key: found[key] for key in ("gpu_name", "gpu_count", "gpu_memory_gb", "driver_version")} == {
@@ -169,3 +169,9 @@ def test_an_installed_build_plans_by_what_it_carries_and_refuses_to_plan_without
     assert done.returncode == 2
     assert "install a build that carries one" in done.stderr
     assert not (tmp_path / "two").exists()
+
+
+def test_a_build_reads_provenance_with_the_standard_library_alone() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import evpack.pack.provenance"
+    include = Path(provenance.__file__).parents[2]
+    subprocess.run([sys.executable, "-S", "-I", "-c", code, str(include)], check=True, capture_output=True)

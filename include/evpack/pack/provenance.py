@@ -14,7 +14,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from evpack.errors import BadInput, EvidenceError, MissingFile
 from evpack.files import parse_json, utc_now
-from evpack.plan.nvml import read_devices
 
 SOURCE_ENV = "EVPACK_SOURCE_REPO"
 """Names a complete source_repo.json, for installations without a git checkout."""
@@ -145,6 +144,8 @@ def _version(package: str) -> str | None:
 
 def _devices() -> dict[str, Any]:
     """The host's real accelerators, described by the first; the same keys with null when there are none."""
+    from evpack.plan.nvml import read_devices  # a build of this package reads this module and has no pydantic
+
     devices = read_devices({})
     first = devices[0] if devices else None
     return {
