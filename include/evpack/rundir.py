@@ -173,12 +173,13 @@ class RunDir:
     # results
     @property
     def presets(self) -> Path:
-        """calibrated_preset_<model>.yaml files."""
+        """calibrated_preset_<model>[__<edit type>].yaml files."""
         return self.root / "presets"
 
-    def preset(self, name: str) -> Path:
-        """The calibrated preset of a model."""
-        return self.presets / f"calibrated_preset_{checked_id(name, 'model name')}.yaml"
+    def preset(self, name: str, edit_type: str | None = None) -> Path:
+        """The calibrated preset of a model, or its variant for clean edits of a type."""
+        variant = "" if edit_type is None else f"__{checked_id(edit_type, 'edit type')}"
+        return self.presets / f"calibrated_preset_{checked_id(name, 'model name')}{variant}.yaml"
 
     @property
     def reports(self) -> Path:

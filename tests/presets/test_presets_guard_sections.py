@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from evpack.catalog.edit_spec import EditType
 from evpack.catalog.policy import resolve_policy
 from evpack.guards.spectral_records import Collapse, MatrixRecord, SpectralRecords
-from evpack.presets.guard_sections import family_caps, guard_sections
+from evpack.presets.guard_sections import edit_variant, family_caps, guard_sections
 
 POLICY = resolve_policy("balanced", "small")
 
@@ -46,3 +47,17 @@ def test_caps_on_z_never_tighten_and_follow_an_outlier() -> None:
     )
     assert family_caps(matrices(*[1.0, 1.1] * 40, 50.0), few)["ffn"] > floor + 0.05
     assert family_caps(matrices(2, 2, 2), POLICY) == {}
+
+
+@pytest.mark.parametrize("edit_type", ["quant_rtn", "fp8_quant", "magnitude_prune", "lowrank_svd"])
+def test_a_variant_names_its_type_and_holds_the_limits_in_force(edit_type: EditType) -> None:
+    sections = guard_sections(("spectral", "rmt"), POLICY, matrices(1, 2))
+    preset = {"_calibration_meta": {"model_name": "m"}, "guards": {"order": ["spectral", "rmt"]} | sections}
+    variant = edit_variant(preset, edit_type)
+    assert variant["_calibration_meta"] == {"model_name": "m", "edit_type": edit_type}
+    assert variant["guards"]["spectral"] == sections["spectral"], "no budget of caps is widened"
+    wide = edit_type == "lowrank_svd"
+    for key in ("epsilon", "epsilon_rms"):
+        assert variant["guards"]["rmt"][key] == POLICY.number("rmt.epsilon_lower_rank" if wide else f"rmt.{key}")
+    assert "edit_type" not in preset["_calibration_meta"], "the preset itself stays as it was"
+    assert edit_variant({"_calibration_meta": {}, "guards": {"order": []}}, edit_type)["guards"] == {"order": []}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.catalog.scenarios import EditGeneration, ErrorGeneration, Scenario
 from evpack.checkpoint.profile import open_baseline
@@ -26,6 +27,7 @@ from evpack.guards import invariants
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
 from evpack.plan.sources import content_digest
+from evpack.presets.derive import read_preset
 from evpack.rundir import ModelDir, RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext
@@ -52,6 +54,13 @@ FAULT = Scenario(
     strictness="must_detect",
     generation=ErrorGeneration(kind="error", error_type="nan_injection"),
     **_COMMON,
+)
+CREATE_CLEAN = StepPlan(
+    id="tiny.clean.create",
+    type=StepType.CREATE,
+    model="tiny",
+    scenario=CLEAN.id,
+    edit=ResolvedEdit(spec="magnitude_prune:clean:ffn", edit_type="magnitude_prune", scope="ffn", sparsity=0.1),
 )
 SETTINGS = {
     "dataset": "text",
@@ -117,7 +126,7 @@ class Campaign:
             settings_digest=frozen.digest(),
             models=(model,),
             scenarios=(CLEAN, FAULT),
-            steps=(step,),
+            steps=(CREATE_CLEAN, step),
         )
         write_json(self.run.policy, resolve_policy("balanced", "small").to_json())
         return StepContext(self.run, plan, frozen, step, Home(self.root / "home"), 1, batch)
@@ -366,6 +375,20 @@ def test_the_preset_has_the_effective_values_in_the_order_of_the_reference(ready
     assert preset["_calibration_meta"]["drift_mean"] == pytest.approx(sum(drifts) / 3)
 
 
+def test_clean_edits_are_judged_by_the_variant_of_their_type(ready: Campaign) -> None:
+    edit = ready.context(StepType.DERIVE_PRESET).plan.clean_edits("tiny")[CLEAN.id]
+    variant = ready.run.preset("tiny", edit.edit_type)
+    assert read_preset(variant)["_calibration_meta"]["edit_type"] == edit.edit_type
+    ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
+    ready.evaluate(CLEAN)
+    manifest = read_json(ready.model.report(CLEAN.id, CLEAN.category, 1) / "runtime.manifest.json")
+    assert manifest["config"] == {
+        "path": f"presets/{variant.name}",
+        "sha256": sha256_file(variant),
+        "source": "file",
+    }
+
+
 # --- evaluate -------------------------------------------------------------------------------------
 def test_a_declared_edit_gets_a_report_that_follows_from_its_records(ready: Campaign) -> None:
     ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
@@ -511,7 +534,7 @@ def test_calibration_scores_a_no_op_once_and_reports_name_its_shift(ready: Campa
 
 def test_a_preset_of_other_windows_is_refused(ready: Campaign) -> None:
     ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
-    preset = ready.run.preset("tiny")
+    preset = ready.run.preset("tiny", "magnitude_prune")
     preset.write_text(preset.read_text().replace("preview_n: 4", "preview_n: 5"))
     with pytest.raises(EvidenceError, match="redo derive_preset"):
         ready.evaluate(CLEAN)

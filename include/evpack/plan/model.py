@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from evpack.catalog.edit_spec import ResolvedEdit
-from evpack.catalog.scenarios import Scenario
+from evpack.catalog.scenarios import Category, Scenario
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import digest_json, parse_json, portable
 from evpack.rundir import RunDir
@@ -134,6 +134,12 @@ class CampaignPlan(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     _digest: str | None = PrivateAttr(None)
+
+    def clean_edits(self, model: str) -> dict[str, ResolvedEdit]:
+        """The edits of a model that the plan holds harmless, by scenario id."""
+        clean = {scenario.id for scenario in self.scenarios if scenario.category is Category.CLEAN}
+        creates = self.steps_of(StepType.CREATE, model=model)
+        return {step.scenario: step.edit for step in creates if step.edit is not None and step.scenario in clean}
 
     def model(self, name: str) -> ModelPlan:
         """The model with this directory name.

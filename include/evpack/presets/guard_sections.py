@@ -7,9 +7,11 @@ caps on z-scores, which decide nothing, follow the baseline's own spread.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evpack.catalog.edit_spec import EditType
 from evpack.catalog.policy import Policy
 from evpack.guards import rmt, spectral, variance
 from evpack.guards.spectral_records import SpectralRecords
@@ -38,6 +40,20 @@ def guard_sections(order: Sequence[str], policy: Policy, matrices: SpectralRecor
         keys = ("deadband", "min_effect_lognll", "min_gain", "min_rel_gain", "monitor_only")
         sections[variance.NAME] = _values(policy, variance.NAME, keys)
     return sections
+
+
+def edit_variant(preset: Mapping[str, Any], edit_type: EditType) -> dict[str, Any]:
+    """The preset as it is in force for a model's clean edits of one type.
+
+    A low-rank edit is held against edge-risk limits of its own; all else is as in the preset (why no budget of caps is
+    widened: docs/decisions/0013-preset-variants.md).
+    """
+    variant = copy.deepcopy(dict(preset))
+    variant["_calibration_meta"]["edit_type"] = edit_type
+    limits = variant["guards"].get(rmt.NAME, {})
+    if edit_type == "lowrank_svd" and "epsilon_lower_rank" in limits:
+        limits |= dict.fromkeys(("epsilon", "epsilon_rms"), limits["epsilon_lower_rank"])
+    return variant
 
 
 def family_caps(matrices: SpectralRecords, policy: Policy) -> dict[str, float]:

@@ -86,17 +86,18 @@ def _case(ctx: StepContext, bench: Bench) -> Case:
         raise BrokenContract(f"step {ctx.step.id} has no scenario")
     scenario = ctx.plan.scenario(ctx.step.scenario)
     policy = Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))
-    order = tuple(_guards_order(ctx, bench))
-    return Case(scenario, policy, order, declaration_of(ctx, bench, scenario), measured_noop_shift(bench.place))
+    clean = ctx.plan.clean_edits(bench.plan.name).get(scenario.id)
+    path = ctx.run.preset(bench.plan.name, clean.edit_type if clean else None)
+    order = tuple(_guards_order(ctx, bench, path))
+    return Case(scenario, policy, order, declaration_of(ctx, bench, scenario), measured_noop_shift(bench.place), path)
 
 
-def _guards_order(ctx: StepContext, bench: Bench) -> list[str]:
-    """The guards' order from the model's preset, which must be of this model and of these windows.
+def _guards_order(ctx: StepContext, bench: Bench, path: Path) -> list[str]:
+    """The guards' order from a preset, which must be of this model and of these windows.
 
     Raises:
         EvidenceError: when it is not.
     """
-    path = ctx.run.preset(bench.plan.name)
     preset = read_preset(path)
     meta, dataset = preset["_calibration_meta"], preset["dataset"]
     first = bench.windows.runs[0]

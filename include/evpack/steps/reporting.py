@@ -70,7 +70,7 @@ def report_files(
     metric = report["primary_metric"]
     log.info("%s run %d: %s, ratio %s", case.scenario.id, records.run, metric["outcome"], metric["pooled"]["ratio"])
     report_data = pretty_json(report)
-    manifest = runtime_manifest(ctx, facts, report_data, ctx.run.preset(bench.plan.name), now)
+    manifest = runtime_manifest(ctx, facts, report_data, case.preset, now)
     return {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), RECORDS_FILE: data, **baseline.files()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evpack.catalog.policy import Policy
@@ -34,6 +35,8 @@ class Case:
     declaration: chain.Declaration
     noop_shift: float
     """Of the model's calibration."""
+    preset: Path
+    """The model's, or its variant for a clean edit of this type."""
 
     @property
     def sampled(self) -> int:
