@@ -61,6 +61,7 @@ SOURCE = {
     "recorded_at": "2026-01-01T00:00:00Z",
 }
 NOW = "2026-01-01T00:00:00Z"
+TOKENIZER = "t" * 64
 
 
 class Campaign:
@@ -77,7 +78,7 @@ class Campaign:
         self.model: ModelDir = self.run.model(MODEL.name)
         tokens = np.random.default_rng(7).integers(0, 1024, size=(1, 128 * 40 * runs))
         demand = WindowDemand.from_settings(self.settings)
-        self.windows: WindowSet = make_windows(tokens, demand, provider="text", tokenizer_digest="t" * 64)
+        self.windows: WindowSet = make_windows(tokens, demand, provider="text", tokenizer_digest=TOKENIZER)
 
     def write(self) -> Campaign:
         """State, model files, calibration and all reports."""
@@ -138,7 +139,7 @@ class Campaign:
             guards=blocks,
             guards_order=SETTINGS.guards_order,
             dataset={"provider": "text", "seq_len": 128},
-            provenance={},
+            provenance={"tokenizer_sha256": TOKENIZER},
             edit={"name": scenario.id},
             generated_at=NOW,
             bca=bca_interval(*paired_differences(losses, theirs), seed=losses.seed, replicates=2000),
@@ -230,6 +231,7 @@ def _baseline_report(records: WindowRecords) -> dict[str, Any]:
         "meta": {"model_id": MODEL.id, "model_name": MODEL.name, "run": records.run, "seed": records.seed},
         "primary_metric": {"kind": "ppl_causal", **metric, "drift": metric["final"] / metric["preview"]},
         "dataset": {
+            "tokenizer_sha256": TOKENIZER,
             "provider": "text",
             "seq_len": 128,
             "windows": {"preview": 16, "final": 16},

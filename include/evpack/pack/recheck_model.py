@@ -30,6 +30,8 @@ class ModelFacts:
     baseline: str | None = None
     """Digest of the baseline."""
     seq_len: int | None = None
+    tokenizer: str | None = None
+    """Digest of the tokenizer that made the windows."""
     windows: dict[int, list[list[Any]]] = field(default_factory=dict)
     """``[[id, arm], ...]`` in order, by run."""
     seeds: dict[int, int] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def _schedule(campaign: Campaign, model: str, facts: ModelFacts) -> None:
     body = {key: value for key, value in schedule.items() if key != "digest"}
     if digest_json(body) != schedule["digest"]:
         facts.errors.append(f"{campaign.at(name)}: its digest does not follow from its content")
-    facts.seq_len = schedule["seq_len"]
+    facts.seq_len, facts.tokenizer = schedule["seq_len"], schedule["tokenizer_digest"]
     seen: set[int] = set()
     for run in schedule["runs"]:
         ids = [*run["preview"], *run["final"]]
@@ -125,6 +127,7 @@ def _calibration(campaign: Campaign, model: ModelPlan, run: int, facts: ModelFac
         "records.sha256": (report["records"]["sha256"], sha256_bytes(data)),
         "checkpoint_digest": (report["checkpoint_digest"], facts.baseline),
         "dataset.windows_digest": (report["dataset"]["windows_digest"], records.windows_digest),
+        "dataset.tokenizer_sha256": (report["dataset"]["tokenizer_sha256"], facts.tokenizer),
         "compute": (report["compute"], records.compute.model_dump()),
         "records' model": (records.model, model.name),
         "records' side": (records.side, "baseline"),

@@ -100,6 +100,8 @@ def _errors(
     baseline_digest = entry(report, "baseline_ref", "checkpoint_digest")
     if baseline_digest != facts.baseline:
         yield f"its baseline {baseline_digest!r} is not the one that the model's profile describes"
+    if (tokenizer := entry(report, "provenance", "tokenizer_sha256")) != facts.tokenizer:
+        yield f"its tokenizer {tokenizer!r} is not the one that made the windows"
     subject_name, baseline_name = place + layout.RECORDS, _baseline_name(key, place, report)
     for name in (subject_name, baseline_name):
         if name not in campaign.files:
