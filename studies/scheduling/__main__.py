@@ -20,7 +20,7 @@ from evpack.plan.order import ORDERS
 from evpack.render.timeline import Bar, timeline
 from evpack.settings import Settings
 from studies.scheduling.bounds import figures, longest_chain, lower_bound
-from studies.scheduling.durations import Host, by_formula, edit_rates
+from studies.scheduling.durations import Host, by_formula
 from studies.scheduling.reference import MONITOR_S, Reference
 from studies.scheduling.shapes import FULL, full_models, pretend_hub
 from studies.scheduling.simulator import Simulation, Span, host_pools
@@ -132,7 +132,6 @@ def study(host: Host) -> dict[str, Any]:
         "device_gb": DEVICE_GB,
         "task_overhead_s": OVERHEAD_S,
         "host": asdict(host),
-        "edit_rates_gb_s": edit_rates(),
         "cases": cases,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
@@ -20,25 +20,6 @@ from studies.scheduling.tasks import Duration, Durations
 
 EDIT_BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "results" / "edits.json"
 """Measured rates of the edits, MB/s of a model's bytes on one core."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """Rates of a server with 80 GB devices. Assumed, except the edits' rates, which are this project's benchmark."""
-
-    start_s: float = 12.0
-    """Process, imports, and the first use of a device."""
-    load_gb_s: float = 3.0
-    """Weights from local NVMe storage onto devices."""
-    scoring_tflops: float = 250.0
-    """bfloat16 arithmetic of teacher-forced scoring, TFLOP/s: a quarter of what the device promises. Layers lie one
-    after the other on a model's devices, so several devices are no faster than one."""
-    hash_gb_s: float = 1.0
-    """SHA-256 and the scan for non-finite numbers, on one core."""
-    cpu_slots_per_device: int = 12
-    """Slots of the pool `cpu`; such servers have 12 to 16 cores a device."""
-    closing_s: float = 5.0
-    """Verdict, pack and verification, each."""
 
 
 def edit_rates() -> dict[str, float]:
@@ -58,13 +39,34 @@ def edit_rates() -> dict[str, float]:
     return {**rates, "pass": batch["value"] / batch["reference"]}
 
 
+@dataclass(frozen=True)
+class Host:
+    """Rates of a server with 80 GB devices. Assumed, except the edits' rates, which are this project's benchmark."""
+
+    start_s: float = 12.0
+    """Process, imports, and the first use of a device."""
+    load_gb_s: float = 3.0
+    """Weights from local NVMe storage onto devices."""
+    scoring_tflops: float = 250.0
+    """bfloat16 arithmetic of teacher-forced scoring, TFLOP/s: a quarter of what the device promises. Layers lie one
+    after the other on a model's devices, so several devices are no faster than one."""
+    hash_gb_s: float = 1.0
+    """SHA-256 and the scan for non-finite numbers, on one core."""
+    cpu_slots_per_device: int = 12
+    """Slots of the pool `cpu`; such servers have 12 to 16 cores a device."""
+    closing_s: float = 5.0
+    """Verdict, pack and verification, each."""
+    edit_rates_gb_s: Mapping[str, float] = field(default_factory=edit_rates)
+    """Of one core, by edit family; under `pass` the time of one pass over that of single edits."""
+
+
 def by_formula(plan: CampaignPlan, settings: Settings, shapes: Mapping[str, Shape], host: Host) -> Durations:
     """Durations from shapes.
 
     Args:
         shapes: by model id.
     """
-    return _Formula(plan, settings, shapes, host, edit_rates())
+    return _Formula(plan, settings, shapes, host)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ class _Formula:
     settings: Settings
     shapes: Mapping[str, Shape]
     host: Host
-    rates: Mapping[str, float]
 
     def __call__(self, step: StepPlan) -> Duration:
         if step.model is None:
@@ -99,7 +100,7 @@ class _Formula:
 
     def edit_s(self, shape: Shape, edit: ResolvedEdit) -> float:
         """Seconds of one edit on one core."""
-        return _scope_gb(shape, edit.scope) / self.rates[edit.edit_type]
+        return _scope_gb(shape, edit.scope) / self.host.edit_rates_gb_s[edit.edit_type]
 
     def _create(self, step: StepPlan, shape: Shape) -> Duration:
         model, edit = self.plan.model(step.model or ""), step.edit
@@ -111,7 +112,7 @@ class _Formula:
         if not model.batch_edits:
             return Duration(self.host.start_s + self.edit_s(shape, edit))
         others = [other.edit for other in self.plan.steps_of(StepType.CREATE, model=step.model) if other.edit]
-        whole = self.rates["pass"] * sum(self.edit_s(shape, other) for other in others)
+        whole = self.host.edit_rates_gb_s["pass"] * sum(self.edit_s(shape, other) for other in others)
         again = _scope_gb(shape, edit.scope) / self.host.hash_gb_s
         return Duration(self.host.start_s + again, shared=f"{step.model}.edits", shared_s=whole)
 

@@ -20,9 +20,11 @@ from studies.scheduling.shapes import FULL, full_models, pretend_hub, weights_gb
 from studies.scheduling.simulator import Simulation, Span, host_pools
 from studies.scheduling.tasks import CPU, GPU, Duration, Task, airflow_tasks, of_run
 
-NEAR = 1.12
-"""The promise, which `make bench AREA=scheduling` holds, is 1.10; the rates of the edits are measured again now and
-then, and move the ratio by a point."""
+RATES = {"quant_rtn": 0.3, "fp8_quant": 0.3, "magnitude_prune": 0.35, "lowrank_svd": 0.27, "pass": 0.7}
+HOST = Host(edit_rates_gb_s=RATES)
+"""Not the rates that were measured last: what is asserted here must not change with a benchmark."""
+NEAR = 1.10
+"""The promise, which `make bench AREA=scheduling` holds with the measured rates."""
 
 
 def task(
@@ -163,26 +165,25 @@ def test_models_get_the_devices_they_need(cases: dict[int, Case]) -> None:
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("order", ["small_first", "large_first"])
 def test_the_makespan_is_near_the_lower_bound(cases: dict[int, Case], devices: int, order: str) -> None:
-    spans, found = play(cases[devices], order, Host())
+    spans, found = play(cases[devices], order, HOST)
     assert found["makespan_s"] <= NEAR * found["bound_s"]
     assert 0 < found["utilisation"] <= 1
     check_limits(spans, host_pools(devices, devices * 12))
 
 
-def test_small_models_are_done_first_or_last_as_the_order_says(cases: dict[int, Case]) -> None:
-    done: dict[str, dict[str, float]] = {}
-    for order in ("small_first", "large_first"):
-        spans, _ = play(cases[8], order, Host())
-        ends = {span.task.model: span.end for span in sorted(spans, key=lambda s: s.end) if span.task.model}
-        done[order] = {str(model): end for model, end in ends.items()}
-    small, large = cases[8].plan.models[0].name, cases[8].plan.models[-1].name
-    assert done["small_first"][small] == min(done["small_first"].values())
-    assert done["large_first"][large] < done["small_first"][large]
+@pytest.mark.parametrize(("order", "first"), [("small_first", 0), ("large_first", -1)])
+def test_small_models_are_done_first_or_last_as_the_order_says(cases: dict[int, Case], order: str, first: int) -> None:
+    """On two devices: on more, the largest model has the longest chain, and ends last in either order."""
+    case = cases[2]
+    spans, _ = play(case, order, HOST)
+    ends = {span.task.model: span.end for span in sorted(spans, key=lambda span: span.end) if span.task.model}
+    assert min(ends, key=lambda name: ends[name]) == case.plan.models[first].name
+    assert case.plan.models[0].weights_gb < case.plan.models[-1].weights_gb
 
 
 def test_no_lane_waits_for_another_lanes_presets(cases: dict[int, Case]) -> None:
     case = cases[8]
-    tasks = airflow_tasks(case.plan, by_formula(case.plan, case.settings, FULL, Host()))
+    tasks = airflow_tasks(case.plan, by_formula(case.plan, case.settings, FULL, HOST))
     lane_of = {found.id: found.dag_task.partition(".")[0] for found in tasks}
     for found in tasks:
         if found.model:
@@ -190,8 +191,8 @@ def test_no_lane_waits_for_another_lanes_presets(cases: dict[int, Case]) -> None
 
 
 def test_the_reference_needs_longer(cases: dict[int, Case]) -> None:
-    _, ours = play(cases[8], "small_first", Host())
-    theirs = play_reference(cases[8], Host())
+    _, ours = play(cases[8], "small_first", HOST)
+    theirs = play_reference(cases[8], HOST)
     assert ours["first_model_s"] < theirs["first_model_s"]
     assert ours["makespan_s"] < theirs["makespan_s"]
 
@@ -199,7 +200,7 @@ def test_the_reference_needs_longer(cases: dict[int, Case]) -> None:
 def test_two_campaigns_share_the_devices(cases: dict[int, Case]) -> None:
     """Fairness: places in the lists decide between runs, so both go on side by side, and the older is ahead."""
     case = cases[8]
-    tasks = airflow_tasks(case.plan, by_formula(case.plan, case.settings, FULL, Host()))
+    tasks = airflow_tasks(case.plan, by_formula(case.plan, case.settings, FULL, HOST))
     both = [*of_run(tasks, "old", 0), *of_run(tasks, "new", 1)]
     spans = Simulation(both, host_pools(8, 96), overhead_s=OVERHEAD_S).run()
     check_limits(spans, host_pools(8, 96))
