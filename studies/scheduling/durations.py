@@ -111,7 +111,7 @@ class _Formula:
             return Duration(self.host.start_s + written / self.host.hash_gb_s)
         if not model.batch_edits:
             return Duration(self.host.start_s + self.edit_s(shape, edit))
-        others = [other.edit for other in self.plan.steps_of(StepType.CREATE, model=step.model) if other.edit]
+        others = self.plan.edits(model.name).values()
         whole = self.host.edit_rates_gb_s["pass"] * sum(self.edit_s(shape, other) for other in others)
         again = _scope_gb(shape, edit.scope) / self.host.hash_gb_s
         return Duration(self.host.start_s + again, shared=f"{step.model}.edits", shared_s=whole)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
+from evpack.catalog.edit_spec import parse_scope
 from evpack.catalog.scenarios import Category
 from evpack.checkpoint.contents import Contents, TensorRecord
 from evpack.checkpoint.scope import select
@@ -15,7 +15,7 @@ from evpack.files import Json
 from evpack.guards.chain import Declaration
 from evpack.pack import layout, schemas
 from evpack.pack.evidence import Campaign
-from evpack.plan.model import CampaignPlan, StepType
+from evpack.plan.model import CampaignPlan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def excused(plan: CampaignPlan, baseline: Contents, model: str, scenario: str) -
     """
     clean = plan.scenario(scenario).category is Category.CLEAN
     try:
-        return Declaration.of(planned_edit(plan, model, scenario), baseline, clean=clean)
+        return Declaration.of(plan.edits(model).get(scenario), baseline, clean=clean)
     except (BadInput, CheckpointError) as error:
         raise EvidenceError(f"{model}: the plan's edit of {scenario} does not fit the model: {error.what}") from error
 
@@ -74,7 +74,7 @@ def declaration_problems(
     plan: CampaignPlan, baseline: Contents, model: str, scenario: str, declared: Mapping[str, Any] | None
 ) -> Iterator[str]:
     """A variant declares the tensors in the scope of the plan's edit, and a fault nothing."""
-    edit = planned_edit(plan, model, scenario)
+    edit = plan.edits(model).get(scenario)
     if edit is None:
         if declared is not None:
             yield "the plan has no edit here, yet the variant declares what it changed"
@@ -86,12 +86,6 @@ def declaration_problems(
         return
     if declared is None or (declared.get("tensors"), declared.get("edit_type")) != (meant, edit.edit_type):
         yield f"its declaration is not that of the plan's edit ({edit.edit_type}, {len(meant)} tensors)"
-
-
-def planned_edit(plan: CampaignPlan, model: str, scenario: str) -> ResolvedEdit | None:
-    """The edit that the plan has for a scenario on a model, None for a fault."""
-    creates = plan.steps_of(StepType.CREATE, model=model)
-    return next((step.edit for step in creates if step.scenario == scenario), None)
 
 
 def _profile(data: bytes, name: str) -> Contents:

@@ -135,11 +135,15 @@ class CampaignPlan(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     _digest: str | None = PrivateAttr(None)
 
+    def edits(self, model: str) -> dict[str, ResolvedEdit]:
+        """The edits of a model by scenario id; faults have none."""
+        creates = self.steps_of(StepType.CREATE, model=model)
+        return {step.scenario: step.edit for step in creates if step.scenario is not None and step.edit is not None}
+
     def clean_edits(self, model: str) -> dict[str, ResolvedEdit]:
         """The edits of a model that the plan holds harmless, by scenario id."""
         clean = {scenario.id for scenario in self.scenarios if scenario.category is Category.CLEAN}
-        creates = self.steps_of(StepType.CREATE, model=model)
-        return {step.scenario: step.edit for step in creates if step.edit is not None and step.scenario in clean}
+        return {scenario: edit for scenario, edit in self.edits(model).items() if scenario in clean}
 
     def model(self, name: str) -> ModelPlan:
         """The model with this directory name.

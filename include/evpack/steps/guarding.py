@@ -18,7 +18,6 @@ from evpack.guards.hooks import CONTRACT, Listener
 from evpack.guards.hooks_records import ActivationRecords, evenly_spaced
 from evpack.guards.spectral_measure import measure_baseline, measure_subject
 from evpack.guards.spectral_records import SpectralRecords
-from evpack.plan.model import StepType
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext
 from evpack.steps.subject import Bench
@@ -89,8 +88,7 @@ def found_activations(bench: Bench, file: Path, run: RunWindows, count: int) -> 
 
 def declaration_of(ctx: StepContext, bench: Bench, scenario: Scenario) -> chain.Declaration:
     """What the plan's edit of this scenario means to change."""
-    creates = ctx.plan.steps_of(StepType.CREATE, model=bench.plan.name)
-    edit = next((step.edit for step in creates if step.scenario == scenario.id), None)
+    edit = ctx.plan.edits(bench.plan.name).get(scenario.id)
     return chain.Declaration.of(edit, bench.baseline, clean=scenario.category is Category.CLEAN)
 
 

@@ -10,7 +10,7 @@ from evpack.catalog.scenarios import Category
 from evpack.errors import DiskFull, OutOfMemory, is_machine_fault
 from evpack.evaluation.report import check_report, report_digest
 from evpack.files import utc_now, write_json
-from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
+from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.steps.base import StepContext, log
 
 _STOPS = (DiskFull, OSError, OutOfMemory)
@@ -31,19 +31,13 @@ def repeated_step(plan: CampaignPlan) -> StepPlan | None:
     if not plan.models:
         return None
     model = plan.models[0].name
-    steps = [
-        step for step in plan.steps_of(StepType.EVALUATE, model=model) if step.scenario and not _skipped(plan, step)
-    ]
+    skipped = {scenario for scenario, edit in plan.edits(model).items() if edit.status == "skipped"}
+    steps = [step for step in plan.steps_of(StepType.EVALUATE, model=model) if step.scenario not in skipped]
     for category in (Category.CLEAN, Category.STRESS):
         for step in steps:
             if plan.scenario(str(step.scenario)).category is category:
                 return step
     return None
-
-
-def _skipped(plan: CampaignPlan, step: StepPlan) -> bool:
-    edit = plan.step(step_id(StepType.CREATE, step.model, step.scenario)).edit
-    return edit is not None and edit.status == "skipped"
 
 
 def repeat(ctx: StepContext, published: Path, again: Callable[[], bytes]) -> Path:
