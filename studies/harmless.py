@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evpack.checkpoint.container import ContainerWriter
 from evpack.checkpoint.delta import VARIANT_FILE, VariantManifest
 from evpack.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from evpack.checkpoint.writer import VariantWriter
+from evpack.evaluation.half_ulp import moved_half_ulp
 from evpack.files import write_json
-
-if TYPE_CHECKING:
-    import torch
-
-_SIGNIFICAND = 8
-"""Bits of a bf16 significand, the implied one included."""
 
 
 def half_ulp_noise(baseline: Checkpoint, directory: Path, scenario: str, seed: int) -> None:
@@ -28,19 +22,10 @@ def half_ulp_noise(baseline: Checkpoint, directory: Path, scenario: str, seed: i
     with VariantWriter(directory, baseline, names) as writer:
         for name in names:
             before = baseline.read(name)
-            writer.put(name, before, _moved(before, coins))
+            writer.put(name, before, moved_half_ulp(before, coins))
         writer.finish(
             scenario=scenario, kind="edit", declaration={"tensors": names}, metadata={"edit": "half_ulp", "seed": seed}
         )
-
-
-def _moved(tensor: torch.Tensor, coins: torch.Generator) -> torch.Tensor:
-    import torch
-
-    values = tensor.float()
-    signs = torch.randint(0, 2, values.shape, generator=coins, dtype=torch.int8)
-    half = torch.ldexp((2 * signs - 1).float(), torch.frexp(values).exponent - 1 - _SIGNIFICAND)
-    return torch.where(values == 0, values, values + half).to(tensor.dtype)
 
 
 def reshard(baseline: Checkpoint, directory: Path, scenario: str, seed: int) -> None:
