@@ -22,11 +22,12 @@ from evpack.airflow.endings import (
 )
 from evpack.errors import StepExit
 from evpack.files import write_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.plan.model import StepPlan, StepType
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RetryLimits
 from evpack.settings import MOST_RETRIES, Settings
 from evpack.steps.state import Attempt, read_attempts
+from tests.plans import model_plan, planned_run
 
 STEP = "m.calibrate"
 
@@ -34,29 +35,9 @@ STEP = "m.calibrate"
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """A planned campaign of one scoring step with a batch of 4."""
-    directory, settings = RunDir(tmp_path / "run"), Settings(max_retries=2, reschedule_pause=7)
-    model = ModelPlan(
-        id="M",
-        label="M",
-        name="m",
-        source=ModelSource(kind="local", path="/m"),
-        weights_gb=1,
-        devices=0,
-        lane="cpu_s",
-        batch=4,
-    )
-    plan = CampaignPlan(
-        suite="test",
-        created_at="2026-01-01T00:00:00Z",
-        evpack_version="0",
-        settings_digest=settings.digest(),
-        models=(model,),
-        scenarios=(),
-        steps=(StepPlan(id=STEP, type=StepType.CALIBRATE, model="m", lane="cpu_s"),),
-    )
-    write_json(directory.settings, settings.to_json())
-    write_json(directory.plan, plan.to_json())
-    return directory
+    settings = Settings(max_retries=2, reschedule_pause=7)
+    step = StepPlan(id=STEP, type=StepType.CALIBRATE, model="m", lane="cpu_s")
+    return planned_run(tmp_path / "run", [step], settings, models=(model_plan(batch=4),))
 
 
 def out_of_memory(run: RunDir) -> None:

@@ -13,11 +13,12 @@ from evpack.checkpoint.profile import build_profile, open_variant, write_profile
 from evpack.data.windows import WindowSet
 from evpack.errors import BadInput, CheckpointError, DiskFull
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.plan.model import StepPlan, StepType, step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext
 from evpack.steps.create import create
+from tests.plans import campaign_plan, model_plan
 
 SPEC = "quant_rtn:4:8:ffn"
 
@@ -36,17 +37,6 @@ SCENARIOS = (
     scenario("meteor", kind="error", error_type="meteor"),
 )
 
-MODEL = ModelPlan(
-    id="tiny",
-    label="tiny",
-    name="tiny",
-    source=ModelSource(kind="local"),
-    weights_gb=0.0,
-    devices=0,
-    lane="cpu",
-    batch=1,
-)
-
 
 @pytest.fixture
 def context(tmp_path, block, checkpoint_of):
@@ -62,10 +52,7 @@ def set_up(tmp_path, checkpoint):
     write_profile(model.profile, build_profile(checkpoint, model_id="tiny", revision=None))
     model.windows.mkdir()
     WindowSet(np.arange(32, dtype=np.int32).reshape(4, 8) % 16, (), "text", "0" * 64).save(model.windows)
-    plan = CampaignPlan(
-        suite="s", created_at="2026-01-01T00:00:00Z", evpack_version="0", settings_digest="0", models=(MODEL,),
-        scenarios=SCENARIOS, steps=(),
-    )  # fmt: skip
+    plan = campaign_plan([], models=(model_plan("tiny"),), scenarios=SCENARIOS)
 
     def make(name, edit=None):
         step = StepPlan(

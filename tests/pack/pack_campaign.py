@@ -20,20 +20,19 @@ from evpack.evaluation.records import ARMS, Compute, WindowLoss, WindowRecords
 from evpack.evaluation.report import RecordFile, ReportMeta, build_report
 from evpack.files import pretty_json, sha256_bytes, sha256_file, write_json
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.plan.model import CampaignPlan, ModelSource, StepPlan, StepType, step_id
 from evpack.rundir import ModelDir, RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext
 from evpack.steps.compile_verdict import compile_verdict_step
+from tests.plans import campaign_plan, model_plan
 
-MODEL = ModelPlan(
+MODEL = model_plan(
+    "example__tiny",
     id="example/tiny",
     label="tiny",
-    name="example__tiny",
     source=ModelSource(kind="local", path="/models/tiny", revision="sha256:" + "5" * 64),
     weights_gb=0.001,
-    devices=0,
-    lane="cpu_s",
     batch=16,
 )
 SETTINGS = Settings(
@@ -257,17 +256,11 @@ def _plan(manifest: Manifest, settings: Settings, paper: Model) -> CampaignPlan:
 
     counts = {Category.CLEAN: settings.clean_edit_runs, Category.STRESS: 2, Category.ERROR_INJECTION: 1}
     last = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
-    return CampaignPlan(
-        suite="fixture",
-        created_at=NOW,
-        evpack_version="0.1.0",
-        settings_digest=settings.digest(),
-        models=(MODEL,),
-        scenarios=manifest.scenarios,
-        steps=(
-            step(StepType.CALIBRATE, runs=settings.drift_calibration_runs),
-            *(step(StepType.CREATE, scenario) for scenario in manifest.scenarios),
-            *(step(StepType.EVALUATE, scenario, counts[scenario.category]) for scenario in manifest.scenarios),
-            *(StepPlan(id=type_.value, type=type_) for type_ in last),
-        ),
+    steps = (
+        step(StepType.CALIBRATE, runs=settings.drift_calibration_runs),
+        *(step(StepType.CREATE, scenario) for scenario in manifest.scenarios),
+        *(step(StepType.EVALUATE, scenario, counts[scenario.category]) for scenario in manifest.scenarios),
+        *(StepPlan(id=type_.value, type=type_) for type_ in last),
     )
+    named = {"suite": "fixture", "evpack_version": "0.1.0", "models": (MODEL,), "scenarios": manifest.scenarios}
+    return campaign_plan(steps, settings, **named)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.files import write_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.render.timeline import Bar, _slots, timeline
 from evpack.rundir import RunDir
 from evpack.steps.timeline import TIMELINE_NAME, attempt_bars, write_timeline
+from tests.plans import campaign_plan, model_plan
 
 
 def titles(svg: str) -> list[str]:
@@ -65,19 +66,9 @@ def test_bars_on_the_processor_share_a_row_only_one_after_the_other(spans: list[
 
 
 def plan() -> CampaignPlan:
-    model = ModelPlan(
-        id="M", label="M", name="m", source=ModelSource(kind="local"), weights_gb=1, devices=2, lane="gpu2_s", batch=1
-    )
+    model = model_plan(label="M", devices=2, lane="gpu2_s")
     step = StepPlan(id="m.calibrate", type=StepType.CALIBRATE, model="m", lane="gpu2_s")
-    return CampaignPlan(
-        suite="s",
-        created_at="",
-        evpack_version="0",
-        settings_digest="0",
-        models=(model,),
-        scenarios=(),
-        steps=(step,),
-    )
+    return campaign_plan([step], models=(model,))
 
 
 def record(run: RunDir, number: int, **fields: Any) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.plan.nvml import SIMULATED_ENV
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext
+from tests.plans import campaign_plan, model_plan
 
 Pretend = Callable[..., None]
 MakeContext = Callable[..., StepContext]
@@ -41,26 +42,10 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
 
 
 def campaign(devices: int, scoring_gb: float, settings: Settings) -> CampaignPlan:
-    model = ModelPlan(
-        id="M",
-        label="M",
-        name="m",
-        source=ModelSource(kind="local", path="/m"),
-        weights_gb=1,
-        devices=devices,
-        lane=f"gpu{devices}_s" if devices else "cpu_s",
-        batch=4,
-        scoring_gb=scoring_gb,
-    )
-    return CampaignPlan(
-        suite="test",
-        created_at="2026-01-01T00:00:00Z",
-        evpack_version="0",
-        settings_digest=settings.digest(),
-        models=(model,),
-        scenarios=(),
-        steps=(StepPlan(id="m.calibrate", type=StepType.CALIBRATE, model="m", lane=model.lane),),
-    )
+    lane = f"gpu{devices}_s" if devices else "cpu_s"
+    model = model_plan(devices=devices, lane=lane, batch=4, scoring_gb=scoring_gb)
+    step = StepPlan(id="m.calibrate", type=StepType.CALIBRATE, model="m", lane=lane)
+    return campaign_plan([step], settings, models=(model,))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from evpack.evaluation.report import check_report, recompute
 from evpack.files import read_json, sha256_file, write_json
 from evpack.guards import invariants
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.plan.model import ModelSource, StepPlan, StepType
 from evpack.plan.sources import content_digest
 from evpack.presets.derive import read_preset
 from evpack.rundir import ModelDir, RunDir
@@ -36,6 +36,7 @@ from evpack.steps.derive_preset import derive_preset
 from evpack.steps.evaluate import evaluate
 from evpack.steps.setup_baseline import setup_baseline
 from evpack.steps.subject import measured_noop_shift
+from tests.plans import campaign_plan, model_plan
 
 WORDS = 40
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -109,25 +110,9 @@ class Campaign:
             scenario=scenario.id if scenario else None,
             runs=(1,) if scenario is FAULT else (1, 2),
         )
-        model = ModelPlan(
-            id="org/tiny",
-            label="tiny",
-            name="tiny",
-            source=source or ModelSource(kind="local", path=str(self.source), revision=pin),
-            weights_gb=0.001,
-            devices=0,
-            lane="cpu_s",
-            batch=8,
-        )
-        plan = CampaignPlan(
-            suite="test",
-            created_at="2026-01-01T00:00:00Z",
-            evpack_version="0",
-            settings_digest=frozen.digest(),
-            models=(model,),
-            scenarios=(CLEAN, FAULT),
-            steps=(CREATE_CLEAN, step),
-        )
+        source = source or ModelSource(kind="local", path=str(self.source), revision=pin)
+        model = model_plan("tiny", id="org/tiny", source=source, weights_gb=0.001, batch=8)
+        plan = campaign_plan([CREATE_CLEAN, step], frozen, models=(model,), scenarios=(CLEAN, FAULT))
         write_json(self.run.policy, resolve_policy("balanced", "small").to_json())
         return StepContext(self.run, plan, frozen, step, Home(self.root / "home"), 1, batch)
 

@@ -10,12 +10,13 @@ from evpack.checkpoint.profile import build_profile, open_variant, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import BadInput
 from evpack.home import Home
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.plan.model import StepPlan, StepType, step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import create as create_module
 from evpack.steps.base import StepContext
 from evpack.steps.create import create
+from tests.plans import campaign_plan, model_plan
 
 SPECS = {
     "rtn": "quant_rtn:4:4:all",
@@ -59,20 +60,7 @@ def context(tmp_path, model):
             )
             for scenario, spec in SPECS.items()
         )
-        plan = CampaignPlan(
-            suite="s",
-            created_at="2026-01-01T00:00:00Z",
-            evpack_version="0",
-            settings_digest="0",
-            models=(
-                ModelPlan(
-                    id="tiny", label="tiny", name="tiny", source=ModelSource(kind="local"), weights_gb=0.0, devices=0,
-                    lane="cpu", batch=1, batch_edits=batch,
-                ),
-            ),
-            scenarios=(),
-            steps=steps,
-        )  # fmt: skip
+        plan = campaign_plan(steps, models=(model_plan("tiny", batch_edits=batch),))
         return StepContext(
             run=RunDir(tmp_path / "run"),
             plan=plan,

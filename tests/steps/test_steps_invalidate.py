@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 from evpack.cli.main import build_app
 from evpack.errors import BadInput, CampaignExit, StepExit
 from evpack.files import read_json, write_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, load_plan
+from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import runner, state
 from evpack.steps.base import StepContext
 from evpack.steps.invalidate import dependents, invalidate
+from tests.plans import model_plan, planned_run
 
 
 def publish(ctx: StepContext) -> list[Path]:
@@ -49,32 +50,9 @@ CLOSING = ["compile_verdict", "build_pack", "verify_pack"]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """Two models, all steps done."""
     monkeypatch.setattr(runner, "STEP_FUNCTIONS", dict.fromkeys(StepType, f"{__name__}:publish"))
-    directory, settings = RunDir(tmp_path / "run"), Settings(min_free_disk_gb=0)
-    models = tuple(
-        ModelPlan(
-            id=name,
-            label=name,
-            name=name,
-            source=ModelSource(kind="local", path="/m"),
-            weights_gb=1,
-            devices=0,
-            lane="cpu_s",
-            batch=1,
-        )
-        for name in ("a", "b")
-    )
-    closing = [StepPlan(id=name, type=StepType(name)) for name in CLOSING]
-    plan = CampaignPlan(
-        suite="test",
-        created_at="2026-01-01T00:00:00Z",
-        evpack_version="0",
-        settings_digest=settings.digest(),
-        models=models,
-        scenarios=(),
-        steps=(*steps_of("a"), *steps_of("b"), *closing),
-    )
-    write_json(directory.settings, settings.to_json())
-    write_json(directory.plan, plan.to_json())
+    steps = (*steps_of("a"), *steps_of("b"), *(StepPlan(id=name, type=StepType(name)) for name in CLOSING))
+    models = (model_plan("a"), model_plan("b"))
+    directory = planned_run(tmp_path / "run", steps, Settings(min_free_disk_gb=0), models=models)
     play(directory)
     return directory
 

@@ -13,12 +13,13 @@ import pytest
 
 from evpack import errors
 from evpack.errors import BadInput, StepExit
-from evpack.files import publishing, read_json, write_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType
+from evpack.files import publishing, read_json
+from evpack.plan.model import StepPlan, StepType
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import runner, state
 from evpack.steps.base import StepContext
+from tests.plans import model_plan, planned_run
 
 SETUP, CALIBRATE = "m.setup_baseline", "m.calibrate"
 
@@ -61,34 +62,12 @@ FAILURES: dict[str, BaseException] = {
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A planned campaign of two steps whose work is `write_number`."""
-    directory = RunDir(tmp_path / "run")
-    settings = Settings(min_free_disk_gb=0)
-    model = ModelPlan(
-        id="M",
-        label="M",
-        name="m",
-        source=ModelSource(kind="local", path="/m"),
-        weights_gb=1,
-        devices=0,
-        lane="l",
-        batch=32,
-    )
-    plan = CampaignPlan(
-        suite="test",
-        created_at="2026-01-01T00:00:00Z",
-        evpack_version="0",
-        settings_digest=settings.digest(),
-        models=(model,),
-        scenarios=(),
-        steps=(
-            StepPlan(id=SETUP, type=StepType.SETUP_BASELINE, model="m", lane="l"),
-            StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="l", needs=(SETUP,), timeout_s=1),
-        ),
-    )
-    write_json(directory.settings, settings.to_json())
-    write_json(directory.plan, plan.to_json())
     use(monkeypatch, "write_number")
-    return directory
+    steps = (
+        StepPlan(id=SETUP, type=StepType.SETUP_BASELINE, model="m", lane="cpu_s"),
+        StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="cpu_s", needs=(SETUP,), timeout_s=1),
+    )
+    return planned_run(tmp_path / "run", steps, Settings(min_free_disk_gb=0), models=(model_plan(batch=32),))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, function: str) -> None:

@@ -13,12 +13,13 @@ from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import resolve_policy
 from evpack.catalog.scenarios import Manifest
 from evpack.errors import BadInput, StepExit
-from evpack.files import read_json, write_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.files import read_json
+from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import runner
 from evpack.verdict.rules import compile_verdict
+from tests.plans import campaign_plan, planned_run
 
 SCENARIO = "quant_clean"
 SETTINGS = Settings(min_free_disk_gb=0)
@@ -29,38 +30,20 @@ def plan_of(status: str) -> CampaignPlan:
     entry = {"status": status, "reason": "no bits pass", "bits": 8, "group_size": 0}
     edit = resolve_edit(parse_edit_spec("quant_rtn:clean:ffn"), entry)
     manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
-    model = ModelPlan(
-        id="M",
-        label="M",
-        name="m",
-        source=ModelSource(kind="local", path="/m"),
-        weights_gb=1,
-        devices=0,
-        lane="l",
-        batch=32,
+    where: dict[str, Any] = {"model": "m", "scenario": SCENARIO}
+    steps = (
+        StepPlan(id=CREATE, type=StepType.CREATE, edit=edit, **where),
+        StepPlan(id=EVALUATE, type=StepType.EVALUATE, needs=(CREATE,), runs=(1, 2, 3), **where),
     )
-    where: dict[str, Any] = {"model": "m", "scenario": SCENARIO, "lane": "l"}
-    return CampaignPlan(
-        suite="test",
-        created_at="2026-01-01T00:00:00Z",
-        evpack_version="0",
-        settings_digest=SETTINGS.digest(),
-        models=(model,),
-        scenarios=tuple(scenario for scenario in manifest.scenarios if scenario.id == SCENARIO),
-        steps=(
-            StepPlan(id=CREATE, type=StepType.CREATE, edit=edit, **where),
-            StepPlan(id=EVALUATE, type=StepType.EVALUATE, needs=(CREATE,), runs=(1, 2, 3), **where),
-        ),
-    )
+    scenarios = tuple(scenario for scenario in manifest.scenarios if scenario.id == SCENARIO)
+    return campaign_plan(steps, SETTINGS, scenarios=scenarios)
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Callable[[str], RunDir]:
     def make(status: str) -> RunDir:
-        run = RunDir(tmp_path / status)
-        write_json(run.settings, SETTINGS.to_json())
-        write_json(run.plan, plan_of(status).to_json())
-        return run
+        plan = plan_of(status)
+        return planned_run(tmp_path / status, plan.steps, SETTINGS, scenarios=plan.scenarios)
 
     return make
 

@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 
 from evpack.cli.main import build_app
 from evpack.errors import BadInput, NoRoom, StepExit
-from evpack.files import publishing, read_json, write_json
+from evpack.files import publishing, read_json
 from evpack.plan import disk
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, load_plan
+from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import pressure, runner, state
 from evpack.steps.base import StepContext
 from evpack.steps.variants import is_whole, room_for, used_bytes
+from tests.plans import planned_run
 
 WEIGHTS = 600
 """Bytes of a stand-in variant; a step announces 1,000."""
@@ -65,35 +66,13 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(runner, "STEP_FUNCTIONS", dict.fromkeys(StepType, f"{__name__}:work"))
 
     def make(budget: float | None = None, **settings: Any) -> RunDir:
-        run, frozen = RunDir(tmp_path / "run"), Settings(**{"min_free_disk_gb": 0, **settings})
-        model = ModelPlan(
-            id="M",
-            label="M",
-            name="m",
-            source=ModelSource(kind="local", path="/m"),
-            weights_gb=1,
-            devices=0,
-            lane="cpu_s",
-            batch=1,
-        )
         steps = []
         for cell in CELLS:
             create, evaluate = f"m.{cell}.create", f"m.{cell}.evaluate"
             steps.append(StepPlan(id=create, type=StepType.CREATE, model="m", scenario=cell, variant_gb=1e-6))
             steps.append(StepPlan(id=evaluate, type=StepType.EVALUATE, model="m", scenario=cell, needs=(create,)))
-        plan = CampaignPlan(
-            suite="test",
-            created_at="2026-01-01T00:00:00Z",
-            evpack_version="0",
-            settings_digest=frozen.digest(),
-            variant_budget_gb=budget,
-            models=(model,),
-            scenarios=(),
-            steps=tuple(steps),
-        )
-        write_json(run.settings, frozen.to_json())
-        write_json(run.plan, plan.to_json())
-        return run
+        frozen = Settings(**{"min_free_disk_gb": 0, **settings})
+        return planned_run(tmp_path / "run", steps, frozen, variant_budget_gb=budget)
 
     return make
 

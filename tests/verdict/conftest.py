@@ -12,9 +12,10 @@ from evpack.catalog.policy import Policy, resolve_policy
 from evpack.catalog.scenarios import Scenario
 from evpack.evaluation.report import RecordFile, ReportMeta, build_report
 from evpack.files import canonical_json, pretty_json
-from evpack.plan.model import CampaignPlan, ModelPlan, ModelSource, StepPlan, StepType, step_id
+from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.verdict.evidence import ReportKey, expected_reports, read_evidence
 from evpack.verdict.rules import Verdict, compile_verdict
+from tests.plans import campaign_plan, model_plan
 
 NOW = "2026-11-23T15:00:00Z"
 PM = {"type": "validation_flag", "flag": "primary_metric_acceptable", "expected": False}
@@ -57,37 +58,19 @@ SHOWN_ERROR = scenario("rmt_noise", "error_injection", "informational", [PROBE])
 
 def make_plan(scenarios: Sequence[Scenario], models: Sequence[str] = ("tiny",)) -> CampaignPlan:
     runs = {"clean": 3, "stress": 2, "error_injection": 1}
-    return CampaignPlan(
-        suite="test",
-        created_at=NOW,
-        evpack_version="0",
-        settings_digest="0" * 64,
-        models=tuple(
-            ModelPlan(
-                id=f"org/{name}",
-                label=name,
-                name=name,
-                source=ModelSource(kind="local", path="/models/x"),
-                weights_gb=0.1,
-                devices=0,
-                lane="cpu_s",
-                batch=8,
-            )
-            for name in models
-        ),
-        scenarios=tuple(scenarios),
-        steps=tuple(
-            StepPlan(
-                id=step_id(StepType.EVALUATE, model, item.id),
-                type=StepType.EVALUATE,
-                model=model,
-                scenario=item.id,
-                runs=tuple(range(1, runs[item.category.value] + 1)),
-            )
-            for model in models
-            for item in scenarios
-        ),
+    steps = (
+        StepPlan(
+            id=step_id(StepType.EVALUATE, model, item.id),
+            type=StepType.EVALUATE,
+            model=model,
+            scenario=item.id,
+            runs=tuple(range(1, runs[item.category.value] + 1)),
+        )
+        for model in models
+        for item in scenarios
     )
+    planned = tuple(model_plan(name, id=f"org/{name}", weights_gb=0.1, batch=8) for name in models)
+    return campaign_plan(steps, models=planned, scenarios=tuple(scenarios), created_at=NOW)
 
 
 def records(key: ReportKey, side: str, losses: Sequence[float | None], **changes: Any) -> bytes:
