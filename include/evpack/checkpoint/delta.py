@@ -6,6 +6,7 @@ Stored as a delta (only what differs) or in full (an ordinary checkpoint directo
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,6 +156,10 @@ class DeltaCheckpoint:
 
     def digest(self) -> str:
         """See `CheckpointLike.digest`; the same however the variant is stored."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return contents_of(self).digest()
 
     def _is_changed(self, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -133,6 +134,10 @@ class Checkpoint:
 
     def digest(self) -> str:
         """See `CheckpointLike.digest`."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return contents_of(self).digest()
 
     def _slot(self, name: str) -> Slot:

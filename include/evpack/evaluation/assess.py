@@ -19,6 +19,8 @@ from evpack.evaluation.records import ARMS, Arm, WindowRecords
 from evpack.evaluation.tail import assess_tail
 
 Outcome = Literal["accept", "reject", "inconclusive"]
+Pairs = tuple[list[float], list[float]]
+"""Differences in nats per predicted token, and predicted tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,16 @@ class Assessment:
         return outcome
 
 
-def paired_differences(
-    subject: WindowRecords, baseline: WindowRecords, arms: Sequence[Arm] = ARMS
-) -> tuple[list[float], list[float]]:
+def paired_differences(subject: WindowRecords, baseline: WindowRecords) -> Pairs:
     """Log-loss differences per predicted token (nats) and predicted tokens, in the subject's window order.
 
     Windows whose loss is not finite are left out; records that do not pair give empty lists.
     """
-    if pairing_reason(subject, baseline) is not None:
-        return [], []
+    return ([], []) if pairing_reason(subject, baseline) is not None else _differences(subject, baseline, ARMS)
+
+
+def _differences(subject: WindowRecords, baseline: WindowRecords, arms: Sequence[Arm]) -> Pairs:
+    """Of records that pair."""
     theirs = {(w.arm, w.id): w.nll_sum for w in baseline.windows}
     differences, weights = [], []
     for window in subject.windows:
@@ -110,11 +113,11 @@ class _Metric:
         self.shift_band = max(policy.number("metrics.detected_shift.band"), abs(noop or 0.0))
         self.pairing = reason
         self.broken = [w for w in subject.windows if w.nll_sum is None]
-        self.finite = paired_differences(subject, baseline)
-        nothing: tuple[list[float], list[float]] = ([], [])
+        nothing: Pairs = ([], [])
+        self.finite = nothing if reason else _differences(subject, baseline, ARMS)
         self.interval: Interval = paired_t_interval(*(nothing if self.broken else self.finite))
-        broken_final = any(w.arm == "final" for w in self.broken)
-        final = nothing if broken_final else paired_differences(subject, baseline, ("final",))
+        no_final = reason or any(w.arm == "final" for w in self.broken)
+        final = nothing if no_final else _differences(subject, baseline, ("final",))
         self.final_interval: Interval = paired_t_interval(*final)
         self.loss = {arm: _mean_loss(subject, arm) for arm in ARMS}
         self.reference = {arm: _mean_loss(baseline, arm) for arm in ARMS}

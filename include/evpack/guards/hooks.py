@@ -17,7 +17,7 @@ from evpack.errors import EvaluationError, is_machine_fault
 from evpack.files import finite_or_none
 from evpack.guards.hooks_records import ModuleActivations
 from evpack.guards.spectral_sigma import CONTRACT as SIGMA
-from evpack.guards.spectral_sigma import top_singular_value
+from evpack.guards.spectral_sigma import squared_sum, top_singular_value
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,10 @@ def edge_risk(matrix: torch.Tensor) -> float:
     """
     values = matrix.double()
     values = values - values.mean(dim=0, keepdim=True)
-    spread = float(values.square().mean().sqrt())
+    rows, columns = values.shape
+    spread = math.sqrt(squared_sum(values) / (rows * columns))
     if not math.isfinite(spread) or spread == 0.0:
         return math.nan
-    rows, columns = values.shape
     return top_singular_value(values) / spread / (math.sqrt(rows) + math.sqrt(columns))
 
 
@@ -151,8 +151,9 @@ class Listener:
 
     def _take(self, name: str, about: tuple[Kind, Any], position: int, matrix: torch.Tensor) -> None:
         self._about[name] = (*about, int(matrix.shape[0]), int(matrix.shape[1]))
-        square = float(matrix.double().square().mean())
-        self._found.setdefault(name, {})[position] = (edge_risk(matrix), square)
+        values = matrix.double()
+        square = squared_sum(values) / values.numel()
+        self._found.setdefault(name, {})[position] = (edge_risk(values), square)
 
 
 def _kind(name: str, module: Any) -> Kind | None:

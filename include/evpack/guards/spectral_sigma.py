@@ -18,14 +18,20 @@ CONTRACT = {"type": "gram_or_lanczos", "precision": "float64", "init": "gaussian
 _DENSE, _VERY_TALL = 192, 16
 """Up to this many rows or columns, and where one side is this many times the other, all eigenvalues of the Gram matrix
 cost less than the steps of Lanczos."""
-_SQUARABLE = (1e-100, 1e100)
-"""Largest elements between these are squared and summed without leaving the range of fp64."""
+_SQUARES = (1e-200, 1e200)
+"""Matrices whose squares add up to a number between these are multiplied with themselves within the range of fp64."""
 _FIRST_CHECK, _MOST_STEPS = 16, 320
 
 
 def as_double(tensor: torch.Tensor) -> torch.Tensor:
     """A floating tensor in fp64; 8-bit floats go through fp32, to which they convert exactly."""
     return (tensor.float() if tensor.element_size() == 1 else tensor).double()
+
+
+def squared_sum(matrix: torch.Tensor) -> float:
+    """The sum of a floating matrix's squared elements; not finite when one of them is not."""
+    flat = matrix.reshape(-1)
+    return float(flat @ flat)
 
 
 def top_singular_value(matrix: torch.Tensor) -> float:
@@ -38,15 +44,13 @@ def top_singular_value(matrix: torch.Tensor) -> float:
     Args:
         matrix: rows x columns.
     """
-    matrix = as_double(matrix)
-    scale = max(-float(matrix.min()), float(matrix.max())) if matrix.numel() else 0.0
-    if not math.isfinite(scale):
-        return math.nan
-    if scale == 0.0:
-        return 0.0
-    if _SQUARABLE[0] < scale < _SQUARABLE[1]:
-        scale = 1.0
-    else:
+    matrix, scale = as_double(matrix), 1.0
+    if not _SQUARES[0] < squared_sum(matrix) < _SQUARES[1]:
+        scale = max(-float(matrix.min()), float(matrix.max())) if matrix.numel() else 0.0
+        if not math.isfinite(scale):
+            return math.nan
+        if scale == 0.0:
+            return 0.0
         matrix = matrix / scale
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     if tall.shape[1] <= _DENSE or tall.shape[0] >= _VERY_TALL * tall.shape[1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ class _Guarding:
             case.order,
             case.policy,
             case.declaration,
-            lambda: subset(self.hear(), sample),
+            lambda: subset(self.heard, sample),
             baseline.activations,
             path,
             self.try_scales,
@@ -213,9 +214,10 @@ class _Guarding:
             "subject": self.one.subject.checkpoint.digest(),
             "baseline": bench.baseline.digest(),
         }
-        return self.one.probing.sidecars(self.run, case.policy, about, self.hear, self.try_scales)
+        return self.one.probing.sidecars(self.run, case.policy, about, lambda: self.heard, self.try_scales)
 
-    def hear(self) -> ActivationRecords:
+    @cached_property
+    def heard(self) -> ActivationRecords:
         """What was heard of the subject.
 
         Raises:
