@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from datetime import datetime
@@ -11,36 +10,26 @@ from typing import Any
 
 from benchmarks.rows import Row
 from evpack.catalog.suites import settings_for
-from evpack.files import write_json
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
 from evpack.rundir import RunDir
 from studies.scheduling.__main__ import DEVICE_COUNTS, plan_case, play
 from studies.scheduling.durations import Host
 from studies.scheduling.shapes import full_models, pretend_hub
-from studies.scheduling.stage import FIXTURE, SMALL_TEXT, stage
+from studies.scheduling.stage import SMALL_TEXT, fixture_models, stage
 
 AT_ONCE = 2
 TASK_MODELS = 2
 PLANNED_MODELS = 64
-TUNED = {
-    "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
-    "fp8_quant": {"status": "selected", "scope": "ffn", "format": "e5m2"},
-    "magnitude_prune": {"status": "selected", "scope": "ffn", "sparsity": 0.12},
-    "lowrank_svd": {"status": "selected", "scope": "ffn", "rank": 2},
-}
 
 
 def measure() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="evpack-bench-") as folder:
         root = Path(folder)
-        sources = [shutil.copytree(FIXTURE / "model", root / "models" / f"m{n:02d}") for n in range(PLANNED_MODELS)]
-        tuned = root / "tuned.json"
-        write_json(tuned, {"_meta": {"schema": "tuned_edit_params_v1"}, "models": {}, "defaults": TUNED})
-        params = {**SMALL_TEXT, "tuned_edit_params_file": str(tuned)}
+        params = {**SMALL_TEXT, **fixture_models(root, PLANNED_MODELS)}
         return [
-            *_overhead_rows(root, {**params, "models": [str(source) for source in sources[:TASK_MODELS]]}),
-            _planning_row(root, {**params, "models": [str(source) for source in sources]}),
+            *_overhead_rows(root, {**params, "models": params["models"][:TASK_MODELS]}),
+            _planning_row(root, params),
             *_makespan_rows(root),
         ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ SMALL_TEXT = {
     "min_free_disk_gb": 0,
 }
 """The full suite over a text that is here."""
+_TUNED = {
+    "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
+    "fp8_quant": {"status": "selected", "scope": "ffn", "format": "e5m2"},
+    "magnitude_prune": {"status": "selected", "scope": "ffn", "sparsity": 0.12},
+    "lowrank_svd": {"status": "selected", "scope": "ffn", "rank": 2},
+}
+"""Of models that no shipped table knows."""
 
 _DAG_FILE = """# Airflow looks only into files with the words airflow and dag.
 import sys
@@ -123,6 +131,14 @@ def stage(
             client._request("PATCH", f"/api/v2/pools/{pool}", {"name": pool, "slots": count, "include_deferred": True})
         write_json(home.pools, slots)
         yield Stage(home, client, airflow)
+
+
+def fixture_models(folder: Path, count: int) -> dict[str, Any]:
+    """Parameters of a campaign over copies of the fixture model, which are made below `folder`."""
+    tuned = folder / "tuned.json"
+    write_json(tuned, {"_meta": {"schema": "tuned_edit_params_v1"}, "models": {}, "defaults": _TUNED})
+    copies = [shutil.copytree(FIXTURE / "model", folder / "models" / f"m{number:02d}") for number in range(count)]
+    return {"models": [str(copy) for copy in copies], "tuned_edit_params_file": str(tuned)}
 
 
 def _project(folder: Path, inline: bool) -> Path:

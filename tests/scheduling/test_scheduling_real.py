@@ -13,7 +13,6 @@ import pytest
 
 from evpack.airflow.config import CAMPAIGN_DAG
 from evpack.checkpoint.delta import DELTA_FILE
-from evpack.files import write_json
 from evpack.plan.model import load_plan
 from evpack.plan.order import ORDERS
 from evpack.rundir import RunDir
@@ -22,7 +21,7 @@ from evpack.steps.state import read_attempts
 from evpack.steps.timeline import TIMELINE_NAME
 from studies.scheduling.sham_step import SHAM_GB
 from studies.scheduling.shapes import full_models
-from studies.scheduling.stage import FIXTURE, Stage, stage
+from studies.scheduling.stage import Stage, fixture_models, stage
 from studies.scheduling.tasks import CPU, GPU
 from tests.scheduling.traces import (
     agreement,
@@ -46,12 +45,6 @@ KEEP = os.environ.get("EVPACK_KEEP_TIMELINE")
 """Directory that gets the pictures, when set."""
 AGREE = 0.85
 """Share of starts in the simulator's order: the rest is what the machine's own load moves."""
-TUNED = {
-    "quant_rtn": {"status": "selected", "scope": "ffn", "bits": 8, "group_size": 0},
-    "fp8_quant": {"status": "selected", "scope": "ffn", "format": "e5m2"},
-    "magnitude_prune": {"status": "selected", "scope": "ffn", "sparsity": 0.12},
-    "lowrank_svd": {"status": "selected", "scope": "ffn", "rank": 2},
-}
 
 
 def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: bool = True) -> None:
@@ -108,8 +101,9 @@ def test_the_full_suite(tmp_path: Path, order: str) -> None:
     plan = load_plan(run)
     assert {model.devices for model in plan.models} == {1, 2, 4}
     assert len({model.lane for model in plan.models}) == 4
-    first = min(moment(task, "queued_when") for task in steps if task["task_id"] == "gpu1_s.cells.evaluate")
-    last_preset = max(moment(task, "end_date") for task in steps if task["task_id"] == "gpu4_x.models.derive_preset")
+    ahead, behind = ("gpu1_s", "gpu4_x") if order == "small_first" else ("gpu4_x", "gpu1_s")
+    first = min(moment(task, "queued_when") for task in steps if task["task_id"] == f"{ahead}.cells.evaluate")
+    last_preset = max(moment(task, "end_date") for task in steps if task["task_id"] == f"{behind}.models.derive_preset")
     assert first < last_preset  # no lane waits for another lane's presets
     if KEEP:
         shutil.copy(run.analysis / TIMELINE_NAME, Path(KEEP) / f"timeline_{order}.svg")
@@ -162,11 +156,8 @@ def watching(run: RunDir) -> Iterator[list[int]]:
 @pytest.mark.slow
 def test_1100_cells_in_one_lane(tmp_path: Path) -> None:
     """More instances than Airflow expands by default; nothing is lost and the order is the list's."""
-    sources = [shutil.copytree(FIXTURE / "model", tmp_path / "models" / f"m{number:02d}") for number in range(55)]
-    tuned = tmp_path / "tuned.json"
-    write_json(tuned, {"_meta": {"schema": "tuned_edit_params_v1"}, "models": {}, "defaults": TUNED})
     with stage(tmp_path, [], devices=8, cpu_slots=4, scale=0, inline=True) as at:
-        run = at.start("wide", models=[str(source) for source in sources], tuned_edit_params_file=str(tuned))
+        run = at.start("wide", **fixture_models(tmp_path, 55))
         at.wait("wide")
         steps = ran(at.steps("wide"))
     cells = [task for task in steps if task["task_id"] == "gpu1_s.cells.evaluate"]
