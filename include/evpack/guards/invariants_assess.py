@@ -216,18 +216,15 @@ def _shape_findings(
     before: Mapping[str, TensorRecord], now: Mapping[str, TensorRecord], common: Sequence[str]
 ) -> list[Violation]:
     findings = []
-    rows = [n for n in common if is_embedding(n) or is_head(n)]
-    shapes = [n for n in common if before[n].shape != now[n].shape and n not in rows]
+    reshaped = [n for n in common if before[n].shape != now[n].shape]
+    vocabulary = [n for n in reshaped if is_embedding(n) or is_head(n)]
+    others = [n for n in reshaped if n not in vocabulary]
+    for check, names in (("tokenizer_mismatch", vocabulary), ("shape_changed", others)):
+        if names:
+            first = names[0]
+            text = f"{first}: {list(before[first].shape)} became {list(now[first].shape)}"
+            findings.append(about(check, "fatal", text, names))
     dtypes = [n for n in common if before[n].dtype != now[n].dtype]
-    vocabulary = [n for n in rows if before[n].shape != now[n].shape]
-    if vocabulary:
-        first = vocabulary[0]
-        text = f"{first}: {list(before[first].shape)} became {list(now[first].shape)}"
-        findings.append(about("tokenizer_mismatch", "fatal", text, vocabulary))
-    if shapes:
-        first = shapes[0]
-        text = f"{first}: {list(before[first].shape)} became {list(now[first].shape)}"
-        findings.append(about("shape_changed", "fatal", text, shapes))
     if dtypes:
         text = f"{dtypes[0]}: {before[dtypes[0]].dtype} became {now[dtypes[0]].dtype}"
         findings.append(about("dtype_changed", "warning", text, dtypes))
