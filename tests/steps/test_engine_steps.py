@@ -37,8 +37,8 @@ from evpack.steps.evaluate import evaluate
 from evpack.steps.setup_baseline import setup_baseline
 from evpack.steps.subject import measured_noop_shift
 from tests.plans import campaign_plan, model_plan
+from tests.tiny import WORDS, save_tiny_llama
 
-WORDS = 40
 DOWN = "model.layers.0.mlp.down_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
 _COMMON = {"failure_class": "test", "intent": "test"}
@@ -160,28 +160,7 @@ class Campaign:
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a word-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("source") / "tiny"
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=WORDS + 1,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)} | {"?": WORDS}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(directory)
-    return directory
+    return save_tiny_llama(tmp_path_factory.mktemp("source") / "tiny", tied=False)
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,7 @@ from evpack.steps.runner import run_step
 from evpack.steps.state import read_attempts
 from tests.assets.test_assets_demo import gguf_file  # noqa: F401 - a fixture
 from tests.plan.hub_server import HubServer, lead_client_to, serving
-
-WORDS = 40
+from tests.tiny import WORDS, save_tiny_llama
 
 
 @dataclass
@@ -91,27 +90,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny tied Llama in two shards with a word-level tokenizer and a contradictory generation config."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("source") / "tiny"
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=WORDS + 1,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory, max_shard_size="6KB")
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)} | {"?": WORDS}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(directory)
+    directory = save_tiny_llama(tmp_path_factory.mktemp("source") / "tiny", tied=True, max_shard_size="6KB")
     greedy = {"do_sample": False, "temperature": 0.7, "top_p": 0.9, "max_length": 20}
     (directory / "generation_config.json").write_text(json.dumps(greedy))
     assert len(list(directory.glob("*.safetensors"))) > 1
