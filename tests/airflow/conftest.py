@@ -7,8 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,48 @@ def database() -> Iterator[None]:
 
     prepare(_DEPLOYMENT.home, close_runs=False)
     yield
+
+
+@pytest.fixture(scope="module")
+def dag(database: None, dag_files: Path) -> Any:
+    """The campaign's DAG."""
+    from airflow.dag_processing.dagbag import BundleDagBag
+
+    return BundleDagBag(dag_files, bundle_path=dag_files, bundle_name="dags-folder").get_dag("evidence_campaign")
+
+
+@pytest.fixture
+def cells(scenarios: dict[str, str]) -> list[str]:
+    """The scenarios that `play` runs."""
+    return [scenarios["clean"], scenarios["error_injection"]]
+
+
+@pytest.fixture
+def play(
+    dag: Any, cells: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str, dict[str, Counter[str]]]]:
+    """Run the DAG in this process with stand-ins for steps; the run's state and the states of each task's instances."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from evpack.runtime import process
+
+    real = process.step_command
+
+    def command(*args: Any, **kwargs: Any) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("fake_step.py")), *real(*args, **kwargs)[4:]]
+
+    monkeypatch.setattr(process, "step_command", command)
+
+    def work(run_dir: Path, **conf: Any) -> tuple[str, dict[str, Counter[str]]]:
+        fresh = {"resume": None, "suite_mode": None}  # the DAG object keeps the params of an earlier play
+        run = dag.test(run_conf={"suite": "fixture", "scenarios": cells, "output_dir": str(run_dir), **fresh, **conf})
+        states: dict[str, Counter[str]] = {}
+        with create_session() as session:
+            rows = select(TaskInstance.task_id, TaskInstance.state).where(TaskInstance.run_id == run.run_id)
+            for task_id, state in session.execute(rows):
+                states.setdefault(task_id, Counter())[str(state)] += 1
+        return str(run.state), states
+
+    return work

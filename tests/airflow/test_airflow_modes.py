@@ -21,7 +21,6 @@ from evpack.runtime.threads import frozen_settings
 from evpack.steps.plan import open_campaign
 from evpack.steps.runner import input_digest
 from evpack.steps.state import read_marker
-from tests.airflow.test_airflow_failures import cells, dag, play, stand_in  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.airflow
 
@@ -30,13 +29,9 @@ def done(run: RunDir) -> set[str]:
     return {step.id for step in load_plan(run).steps if read_marker(run, step.id) is not None}
 
 
-def test_calibrate_only_then_run_only_on_the_same_plan(
-    dag: Any,  # noqa: F811
-    cells: list[str],  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_calibrate_only_then_run_only_on_the_same_plan(play: Any, cells: list[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    state, tasks = play(dag, run.root, cells, suite_mode="calibrate-only")
+    state, tasks = play(run.root, suite_mode="calibrate-only")
     assert state == "success"
     assert done(run) == {"fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset"}
     assert tasks["cpu_s.cells.create"] == {"skipped": 1}
@@ -50,7 +45,7 @@ def test_calibrate_only_then_run_only_on_the_same_plan(
 
     before = {name: read_marker(run, name) for name in done(run)}
     state, tasks = play(
-        dag, run.root, cells, resume=str(run.root), output_dir=None, suite=None, scenarios=None, suite_mode="run-only"
+        run.root, resume=str(run.root), output_dir=None, suite=None, scenarios=None, suite_mode="run-only"
     )
     assert tasks["cpu_s.models.calibrate"] == {"skipped": 1}
     assert tasks["cpu_s.cells.evaluate"] == {"success": len(cells)}
@@ -60,20 +55,17 @@ def test_calibrate_only_then_run_only_on_the_same_plan(
 
 
 def test_a_failed_calibration_makes_calibrate_only_red(
-    dag: Any,  # noqa: F811
-    cells: list[str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_STEP_FAILS", json.dumps({"fixture.calibrate": int(StepExit.PERMANENT)}))
-    state, tasks = play(dag, tmp_path / "run", cells, suite_mode="calibrate-only")
+    state, tasks = play(tmp_path / "run", suite_mode="calibrate-only")
     assert state == "failed"
     assert tasks["gate"] == {"failed": 1}
     outcome = calibration_outcome(RunDir(tmp_path / "run"))
     assert outcome.exit is CampaignExit.INCOMPLETE and "no preset of fixture" in outcome.line()
 
 
-def test_run_only_needs_presets(cells: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_run_only_needs_presets(cells: list[str], tmp_path: Path) -> None:
     home, root = Home(tmp_path / "home"), tmp_path / "run"
     params = {"suite": "fixture", "scenarios": cells, "output_dir": str(root), "num_gpus": 0}
     with pytest.raises(BadInput, match="holds no plan"):
@@ -91,13 +83,10 @@ def test_both_modes_at_once_are_refused() -> None:
 
 
 def test_a_resume_starts_no_process_for_what_is_done(
-    dag: Any,  # noqa: F811
-    cells: list[str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    play: Any, cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(tmp_path / "run")
-    play(dag, run.root, cells)
+    play(run.root)
     plan = load_plan(run)
     for step in plan.steps:  # the stand-in's markers carry no real digest
         if step.model is not None:
@@ -112,6 +101,6 @@ def test_a_resume_starts_no_process_for_what_is_done(
 
     monkeypatch.setattr(process, "step_command", counted)
     run.marker(f"fixture.{cells[0]}.evaluate").unlink()
-    _, tasks = play(dag, run.root, cells, resume=str(run.root), output_dir=None, suite=None, scenarios=None)
+    _, tasks = play(run.root, resume=str(run.root), output_dir=None, suite=None, scenarios=None)
     assert tasks["cpu_s.cells.evaluate"] == {"success": 2}
     assert started == [f"fixture.{cells[0]}.evaluate"]
