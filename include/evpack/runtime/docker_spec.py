@@ -200,6 +200,7 @@ def step_container(
             environment[SIMULATED_ENV] = facts_source()
             read.append(Path(facts_source()))
     if step.type is StepType.SETUP_BASELINE and _converts(plan, step, home):
+        make_for(owner, home.models)
         writable.append(home.models)  # where a conversion is kept for all campaigns
     mounts = [Mount(path) for path in read if path.exists() and not _built_in(path)] + [
         Mount(path, True) for path in writable
