@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evpack.errors import StepExit
 from evpack.home import Home
 from evpack.rundir import RunDir
 from evpack.runtime.docker_engine import connect, ours, remove
 from evpack.runtime.docker_spec import WORKER_IMAGE_ENV, ContainerLimits
+from evpack.runtime.docker_step import ContainerWork
 from evpack.steps.plan import open_campaign
+from evpack.steps.runner import run_step
 
 IMAGE = os.environ.get(WORKER_IMAGE_ENV, "")  # tests themselves see no variable of this project
-collect_ignore = [] if IMAGE else ["test_docker_engine.py", "test_docker_campaign.py"]
+collect_ignore = [] if IMAGE else ["test_docker_engine.py", "test_docker_sources.py", "test_docker_campaign.py"]
 
 Plan = Callable[..., RunDir]
+Run = Callable[..., StepExit]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +48,16 @@ def deployment(engine: Any, home: Home) -> Iterator[Home]:
     yield home
     for container in ours(engine, home):
         remove(engine, container["Id"])
+
+
+@pytest.fixture
+def in_container(engine: Any, limits: ContainerLimits, deployment: Home) -> Run:
+    """Run a step in a container of the test's engine; keyword arguments are other limits."""
+
+    def run(run: RunDir, step: str, **changed: Any) -> StepExit:
+        return run_step(run.root, step, work=ContainerWork(engine, replace(limits, **changed), {}))
+
+    return run
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from evpack.runtime.threads import frozen_settings
 from evpack.steps.runner import run_step
 from evpack.steps.state import read_attempts, read_marker
 from tests.docker import sleeper
-from tests.docker.conftest import IMAGE, Plan
+from tests.docker.conftest import IMAGE, Plan, Run
 
 pytestmark = pytest.mark.docker
 
@@ -41,18 +40,6 @@ SETUP, CALIBRATE, PRESET = "fixture.setup_baseline", "fixture.calibrate", "fixtu
 CREATE, EVALUATE = "fixture.quant_clean.create", "fixture.quant_clean.evaluate"
 DEADLINE_S = 300.0
 """Longest wait for something that takes seconds; only there so that a hang ends."""
-
-Run = Callable[..., StepExit]
-
-
-@pytest.fixture
-def in_container(engine: Any, limits: ContainerLimits, deployment: Home) -> Run:
-    """Run a step in a container of the test's engine."""
-
-    def run(run: RunDir, step: str, **changed: Any) -> StepExit:
-        return run_step(run.root, step, work=ContainerWork(engine, replace(limits, **changed), {}))
-
-    return run
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -167,7 +154,10 @@ def test_more_memory_than_the_limit_is_out_of_memory(
     assert in_container(run, SETUP) is StepExit.OK
     assert in_container(run, CALIBRATE, memory_bytes=120 * 10**6) is StepExit.OUT_OF_MEMORY
     assert "SIGKILL" in last_error(run, CALIBRATE) and ours(engine, deployment) == []
-    assert in_container(run, CALIBRATE) is StepExit.OK  # with half the batch
+    assert in_container(run, CALIBRATE) is StepExit.OK
+    records = run.model("fixture").calibration.glob("run_*/records.json")
+    batches = {read_json(path)["compute"]["batch"] for path in records}
+    assert batches == {load_plan(run).model("fixture").batch // 2}
 
 
 def test_a_step_beyond_its_time_limit_leaves_no_container(
