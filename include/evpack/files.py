@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,9 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+_NAME_KEPT = 200
+"""Characters of a file's name that its temporary name keeps: the longest step ids fill a file system's 255."""
+
 _CONTAINERS = frozenset({dict, list})
 
 
@@ -76,7 +80,7 @@ def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
         EvidenceError: naming the document and the fault.
     """
     if len(data) > limit:
-        raise EvidenceError(f"{name}: {len(data)} bytes of JSON, more than the limit of {limit}")
+        raise EvidenceError(f"{name}: more bytes of JSON than the limit of {limit}")
     if data.startswith(b"\xef\xbb\xbf"):
         raise EvidenceError(f"{name}: starts with a byte order mark")
 
@@ -151,9 +155,16 @@ def read_json(path: Path) -> Json:
 
     Raises:
         FileNotFoundError: when the file is not there.
-        EvidenceError: when it is not strict JSON.
+        EvidenceError: when it is not strict JSON, or no file (a pipe would never end).
     """
-    return parse_json(path.read_bytes(), str(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise EvidenceError(f"{path}: is no file")
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return parse_json(stream.read(MAX_JSON_BYTES + 1), str(path))
+    finally:
+        os.close(handle)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -207,7 +218,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = 
         DiskFull: when the device has no room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp.{uuid.uuid4().hex}")
+    part = path.with_name(f".{path.name[:_NAME_KEPT]}.tmp.{uuid.uuid4().hex}")
     try:
         with disk_errors(path):
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

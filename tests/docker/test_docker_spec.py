@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from evpack.errors import BadInput, EvidenceError, IntegrityError
-from evpack.files import write_json
+from evpack.files import read_json, write_json
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
@@ -116,20 +116,26 @@ def test_a_container_gets_places_and_no_secret(plan: Plan, home: Home, monkeypat
     assert spec.labels["evpack.step"] == "fixture.calibrate" and spec.labels["evpack.run_dir"] == str(run.root)
 
 
-def test_what_source_and_baseline_link_to_is_there(plan: Plan, home: Home, tmp_path: Path) -> None:
+def test_what_the_source_links_to_is_there(plan: Plan, home: Home, tmp_path: Path) -> None:
     run = plan()
-    elsewhere = tmp_path / "disk" / "model.safetensors"
-    elsewhere.parent.mkdir()
-    elsewhere.touch()
-    baseline = run.model("fixture").baseline
-    baseline.mkdir(parents=True)
-    (baseline / elsewhere.name).symlink_to(elsewhere)
+    source, disk = tmp_path / "source", tmp_path / "disk"
+    source.mkdir()
+    disk.mkdir()
+    (disk / "model.safetensors").touch()
+    (source / "model.safetensors").symlink_to(disk / "model.safetensors")
+    (tmp_path / "name").symlink_to(source)
     texts = [tmp_path / "text.txt"]
     texts[0].touch()
-    spec = spec_of(run, home, "fixture.calibrate", texts)
-    places = {mount.path for mount in spec.mounts if not mount.writable}
-    source = load_plan(run).model("fixture").source.path
-    assert {elsewhere.parent, Path(str(source)), *texts} <= places
+    spec = spec_of(moved(run, tmp_path / "name"), home, "fixture.calibrate", texts)
+    assert {tmp_path / "name", disk, *texts} <= {mount.path for mount in spec.mounts if not mount.writable}
+
+
+def moved(run: RunDir, source: Path) -> RunDir:
+    """The run directory with its model's source elsewhere."""
+    document = read_json(run.plan)
+    document["models"][0]["source"]["path"] = str(source)
+    write_json(run.plan, document)
+    return run
 
 
 @pytest.mark.parametrize("image", ["", "evpack-worker", "evpack-worker:latest", f"sha256:{'a' * 63}", "x@sha256:1"])
@@ -157,10 +163,16 @@ def test_limits_are_sizes(size: str) -> None:
 def test_a_supervisor_is_known_by_host_id_and_start() -> None:
     this = Supervisor.this()
     assert Supervisor.parse(str(this)) is not None and not this.is_gone()
-    assert replace(this, started=this.started - 60).is_gone()  # somebody else got its id
+    assert replace(this, start=f"{this.start}0").is_gone()  # somebody else got its id
     assert replace(this, pid=unused_pid()).is_gone()
     assert not replace(this, host=f"not-{socket.gethostname()}", pid=unused_pid()).is_gone()
     assert Supervisor.parse("") is None and Supervisor.parse("host pid 1.0") is None
+
+
+def test_no_correction_of_the_clock_makes_a_supervisor_look_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    this = Supervisor.this()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0)
+    assert not this.is_gone() and Supervisor.this() == this
 
 
 def unused_pid() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60
 """Longest wait for an answer of the engine; streams of output wait without end."""
+MAX_OUTPUT = 50_000_000
+"""Characters of a container's output that reach the logs of task and step, as many bytes as the engine itself keeps."""
+_LONGEST_LINE = 1 << 16
 _STOPPED = 143
 """128 + SIGTERM: what is told of a container that was stopped before it could tell itself."""
 
@@ -82,11 +85,9 @@ class RunningContainer:
 
     def stop(self) -> None:
         """SIGTERM, SIGKILL after the grace of a step, and gone. Safe to call twice, and from a signal handler."""
-        from docker.errors import APIError
-
         self._stopped = True
         if self._id is not None:
-            with suppress(APIError):
+            with suppress(Transient), _answering():
                 self._client.stop(self._id, timeout=int(GRACE_S))
             self._remove()
 
@@ -106,29 +107,43 @@ class RunningContainer:
         if self._stopped:
             return Ended(_STOPPED, memory_killed=False)
         client.start(self._id)
-        for line in _lines(output):
+        for line in _bounded(_lines(output)):
             emit(line)
         code = int(client.wait(self._id)["StatusCode"])
         return Ended(code, bool(client.inspect_container(self._id)["State"]["OOMKilled"]))
 
     def _remove(self) -> None:
         if self._id is not None:
-            remove(self._client, self._id)
+            with suppress(Transient):  # whoever looks for abandoned containers finds it
+                remove(self._client, self._id)
 
 
 def remove(client: APIClient, container: str) -> None:
-    """Remove a container, running or not; one that is gone or about to go is fine."""
-    from docker.errors import APIError
+    """Remove a container, running or not; one that is gone or about to go is fine, and so is a dead one that stays.
 
-    with suppress(APIError):
-        client.remove_container(container, force=True, v=True)
+    Raises:
+        Transient: when it may still run.
+    """
+    from docker.errors import NotFound
+
+    try:
+        with _answering():
+            client.remove_container(container, force=True, v=True)
+    except Transient:
+        with suppress(NotFound), _answering(but=NotFound):  # somebody else may be removing it
+            client.wait(container, timeout=GRACE_S, condition="not-running")
 
 
 def ours(client: APIClient, home: Home, **labels: str) -> list[dict[str, Any]]:
-    """Containers of this deployment in any state, as the engine lists them."""
+    """Containers of this deployment in any state, as the engine lists them.
+
+    Raises:
+        Transient: when the engine fails.
+    """
     wanted = {"home": str(home.root), **labels}
     filters = {"label": [f"{LABEL}{key}={value}" for key, value in wanted.items()]}
-    found: list[dict[str, Any]] = client.containers(all=True, filters=filters)
+    with _answering():
+        found: list[dict[str, Any]] = client.containers(all=True, filters=filters)
     return found
 
 
@@ -137,6 +152,9 @@ def reap(client: APIClient, home: Home) -> list[str]:
 
     Returns:
         What was removed, a line each.
+
+    Raises:
+        Transient: when the engine fails.
     """
     lines = []
     for container in ours(client, home):
@@ -148,14 +166,40 @@ def reap(client: APIClient, home: Home) -> list[str]:
     return lines
 
 
+@contextmanager
+def _answering(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Turn what the SDK raises, but for one kind, into `Transient`."""
+    from docker.errors import APIError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except but:
+        raise
+    except (APIError, RequestException) as error:
+        raise Transient(f"the Docker engine failed ({error})", "see the engine's log") from error
+
+
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines of a stream that comes in any pieces."""
+    """Whole lines of a stream that comes in any pieces; a longer one than `_LONGEST_LINE` in several."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line.decode("utf-8", errors="replace").rstrip("\r") for line in whole)
+        while len(rest) > _LONGEST_LINE:
+            yield rest[:_LONGEST_LINE].decode("utf-8", errors="replace")
+            rest = rest[_LONGEST_LINE:]
     if rest:
         yield rest.decode("utf-8", errors="replace")
+
+
+def _bounded(lines: Iterable[str]) -> Iterator[str]:
+    """The lines up to `MAX_OUTPUT` characters; the rest is read, so that the container can go on, and left out."""
+    left = MAX_OUTPUT
+    for line in lines:
+        if left > 0:
+            left -= len(line) + 1
+            yield line if left > 0 else f"(more than {MAX_OUTPUT} characters of output: what follows is left out)"
 
 
 def _refused(error: Any, spec: ContainerSpec) -> BadInput | Transient:

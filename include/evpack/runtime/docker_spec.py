@@ -16,15 +16,17 @@ from typing import Any
 
 import psutil
 
-from evpack.errors import BadInput
+from evpack.errors import BadInput, IntegrityError
 from evpack.home import Home
 from evpack.plan.memory import devices_of
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.plan.nvml import SIMULATED_ENV, facts_source
 from evpack.plan.sources import converted_dir, hub_cache
+from evpack.processes import lives, start_of
 from evpack.rundir import RunDir
 from evpack.runtime.process import step_environment
 from evpack.settings import Settings
+from evpack.steps.build_pack import signing_key_of
 from evpack.steps.repeats import repeated_step
 from evpack.steps.runtime_manifest import IMAGE_ENV
 
@@ -45,8 +47,6 @@ _TMP = "/tmp"  # noqa: S108 - in the container, which has it in memory and for i
 _TMP_BYTES = 10**9
 _SHARED_MEMORY = 0.9
 """Part of the host's memory that a step may take by default: the rest keeps host, engine and Airflow alive."""
-_SAME_START_S = 2.0
-"""Start times of one process differ by the clock's corrections; who got the same id later differs by more."""
 
 
 @dataclass(frozen=True)
@@ -90,34 +90,29 @@ class Supervisor:
     host: str
     """Where its id means something: the host, and the process namespace there."""
     pid: int
-    started: float
+    start: str
+    """As `processes.start_of` tells it."""
 
     @classmethod
     def this(cls) -> Supervisor:
         """The process that asks."""
-        return cls(_process_space(), os.getpid(), psutil.Process().create_time())
+        return cls(_process_space(), os.getpid(), start_of(os.getpid()) or "")
 
     @classmethod
     def parse(cls, label: str) -> Supervisor | None:
         """Of a label's text, None when it is none."""
         try:
-            host, pid, started = label.split()
-            return cls(host, int(pid), float(started))
+            host, pid, start = label.split(" ")
+            return cls(host, int(pid), start)
         except ValueError:
             return None
 
     def __str__(self) -> str:
-        return f"{self.host} {self.pid} {self.started:.2f}"
+        return f"{self.host} {self.pid} {self.start}"
 
     def is_gone(self) -> bool:
         """Whether it ended; what another host supervises cannot be told from here and counts as there."""
-        if self.host != _process_space():
-            return False
-        try:
-            found = psutil.Process(self.pid)
-            return abs(found.create_time() - self.started) > _SAME_START_S or found.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return self.host == _process_space() and not lives(self.pid, self.start)
 
 
 @dataclass(frozen=True)
@@ -180,12 +175,22 @@ def step_container(
         texts: files of the evaluation text, for a step that reads them.
         threads: threads each numeric library may use.
         labels: where the task stands in Airflow, without our prefix.
+
+    Raises:
+        BadInput: when what the step reads lies around or among the deployment's secrets.
+        IntegrityError: when a link of an earlier container would lead a mount out of the run directory.
     """
     owner = run.root.stat()
     writable = [*published_places(run, plan, step, settings), run.archive / step.id]
+    # Beside the variants stands what they all are compared with.
+    kept = [run.model(step.model or "").baseline] if step.type is StepType.CREATE else []
+    for path in [*writable, *kept]:
+        if linked := first_link(run, path):
+            raise IntegrityError(f"{linked}, where step {step.id} works, is a link", "remove it, then resume")
     for path in writable:
         make_for(owner, path)
-    read = [run.root, home.hf, hub_cache(settings, home), *source_places(run, plan, step, settings, home), *texts]
+    cache = hub_cache(settings, home)
+    read = [run.root, home.hf, cache, cache.resolve(), *source_places(plan, step, home), *texts]
     environment = step_environment({}, home=home, threads=threads, network=False) | {
         "HOME": _TMP,
         "TMPDIR": _TMP,
@@ -202,11 +207,9 @@ def step_container(
     if step.type is StepType.SETUP_BASELINE and _converts(plan, step, home):
         make_for(owner, home.models)
         writable.append(home.models)  # where a conversion is kept for all campaigns
-    mounts = [Mount(path) for path in read if path.exists() and not _built_in(path)] + [
-        Mount(path, True) for path in writable
-    ]
-    if step.type is StepType.CREATE:  # beside the variants stands what they all are compared with
-        mounts.append(Mount(run.model(step.model or "").baseline))
+    mounts = [Mount(path) for path in read if path.exists() and not _built_in(path)]
+    _keep_secrets(mounts, home, signing_key_of(settings, home))
+    mounts += [*(Mount(path, True) for path in writable), *map(Mount, kept)]
     return ContainerSpec(
         image=limits.image,
         command=command,
@@ -249,21 +252,37 @@ def published_places(run: RunDir, plan: CampaignPlan, step: StepPlan, settings: 
             raise BadInput(f"{other} runs in no container", "run it with `evpack step`")
 
 
-def source_places(run: RunDir, plan: CampaignPlan, step: StepPlan, settings: Settings, home: Home) -> list[Path]:
-    """Where the files of the step's model lie: the source itself, and what source and baseline link to."""
+def source_places(plan: CampaignPlan, step: StepPlan, home: Home) -> list[Path]:
+    """Where the files of the step's model lie: the source itself, and what its files are links to.
+
+    A baseline's links lead there too; they are not asked, since a container made them.
+    """
     model = plan.model(step.model or "")
     places = [Path(model.source.path)] if model.source.path else []
     if model.source.format != "safetensors":
         places.append(converted_dir(home, model.id, model.source.revision or ""))
-    linked = {
-        file.resolve().parent
-        for place in [*places, run.model(model.name).baseline]
-        if place.is_dir()
-        for file in place.iterdir()
-        if file.is_symlink()
-    }
-    cache = hub_cache(settings, home)
-    return [*places, *sorted(path for path in linked if not path.is_relative_to(cache))]
+    linked = {file.resolve().parent for place in places if place.is_dir() for file in place.iterdir() if file.is_file()}
+    return [*places, *sorted(linked.difference(places))]
+
+
+def first_link(run: RunDir, path: Path) -> Path | None:
+    """The first part of a path below the run directory that is a link; None when all of it is really there."""
+    parts = path.relative_to(run.root).parts
+    steps = [run.root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+    return next((part for part in steps if part.is_symlink()), None)
+
+
+def _keep_secrets(mounts: Iterable[Mount], home: Home, signing_key: Path | None) -> None:
+    """Refuse to show a container the deployment's keys and passwords, because a model or a text lies around them."""
+    secrets = [home.keys, home.airflow, *([signing_key] if signing_key else [])]
+    for mount in mounts:
+        for secret in secrets:
+            place, hidden = mount.path.resolve(), secret.resolve()
+            if hidden.is_relative_to(place) or place.is_relative_to(hidden):
+                raise BadInput(
+                    f"a container that reads {mount.path} would see {secret}",
+                    f"keep models, texts and run directories apart from {secret}",
+                )
 
 
 def _converts(plan: CampaignPlan, step: StepPlan, home: Home) -> bool:

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 from evpack.errors import EvidenceError, EvpackError, IntegrityError, StepExit
 from evpack.plan.model import StepType
+from evpack.plan.sources import hub_cache
 from evpack.runtime.docker_engine import Ended, RunningContainer, ours, reap, remove
-from evpack.runtime.docker_spec import ContainerLimits, make_for, published_places, step_container
+from evpack.runtime.docker_spec import (
+    ContainerLimits,
+    first_link,
+    make_for,
+    published_places,
+    source_places,
+    step_container,
+)
 from evpack.runtime.failures import class_of
 from evpack.runtime.threads import threads_for
 from evpack.steps.base import StepContext, log
@@ -44,6 +52,7 @@ class ContainerWork:
         self._limits = limits
         self._labels = dict(labels)
         self._container: RunningContainer | None = None
+        self._stopped = False
 
     def __call__(self, ctx: StepContext, record: Attempt) -> list[Path]:
         """Run the step's container; what it published, when that is what the step may publish.
@@ -75,6 +84,8 @@ class ContainerWork:
                 log.info("%s", line)
 
             self._container = RunningContainer(self._client, spec)
+            if self._stopped:
+                raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
             ended = self._container.run(emit)
             result = _result(outbox, ctx.step.id)
         if result is not None:
@@ -87,6 +98,7 @@ class ContainerWork:
 
     def stop(self) -> None:
         """End the container that runs; called when its task is cleared, failed by hand or timed out."""
+        self._stopped = True
         if self._container is not None:
             self._container.stop()
 
@@ -115,14 +127,14 @@ def _outbox(ctx: StepContext) -> Iterator[Path]:
         shutil.rmtree(outbox, ignore_errors=True)
         with suppress(OSError):  # not empty
             outbox.parent.rmdir()
-            ctx.run.archive.rmdir()
 
 
 def _result(outbox: Path, step: str) -> Result | None:
-    try:
-        return Result.read(outbox / RESULT_FILE, step)
-    except FileNotFoundError:
+    """The result in an outbox; whatever else than a file bears its name is no result."""
+    file = outbox / RESULT_FILE
+    if outbox.is_symlink() or file.is_symlink() or not file.is_file():
         return None
+    return Result.read(file, step)
 
 
 def _failure(ended: Ended, result: Result | None, lines: deque[str]) -> FailedElsewhere:
@@ -131,14 +143,27 @@ def _failure(ended: Ended, result: Result | None, lines: deque[str]) -> FailedEl
 
 
 def _checked(ctx: StepContext, result: Result) -> list[Path]:
-    """The published paths, each where the step may publish and, but for a baseline's, without a link."""
+    """The published paths, each where the step may publish and made of nothing but files and directories.
+
+    A baseline may link to its model's source, where it was brought from.
+    """
     places = published_places(ctx.run, ctx.plan, ctx.step, ctx.settings)
     paths = [ctx.run.root / name for name in result.published]
     for path in paths:
         if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
             raise IntegrityError(f"step {ctx.step.id} says it published {path}, which is none of its places")
-        found = [path, *path.rglob("*")] if path.is_dir() else [path]
-        links = [item for item in found if item.is_symlink()]
-        if links and ctx.step.type is not StepType.SETUP_BASELINE:
-            raise IntegrityError(f"step {ctx.step.id} published a link: {links[0]}")
+        if linked := first_link(ctx.run, path):
+            raise IntegrityError(f"step {ctx.step.id} published {path} behind a link: {linked}")
+        for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
+            if item.is_symlink() and not _links_to_source(ctx, item):
+                raise IntegrityError(f"step {ctx.step.id} published a link: {item}")
+            if not (item.is_file() or item.is_dir()):
+                raise IntegrityError(f"step {ctx.step.id} published {item}, which is no file")
     return paths
+
+
+def _links_to_source(ctx: StepContext, item: Path) -> bool:
+    if ctx.step.type is not StepType.SETUP_BASELINE or item.parent != ctx.run.model(ctx.step.model or "").baseline:
+        return False
+    places = [*source_places(ctx.plan, ctx.step, ctx.home), hub_cache(ctx.settings, ctx.home)]
+    return any(item.resolve().is_relative_to(place.resolve()) for place in places)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from evpack.data.sources import source_from
 from evpack.errors import BadInput, EvidenceError, StepExit
@@ -17,7 +18,7 @@ from evpack.home import Home
 from evpack.pack.provenance import BAKED
 from evpack.plan.model import load_plan
 from evpack.plan.sources import fetch_snapshot
-from evpack.rundir import RunDir
+from evpack.rundir import RunDir, checked_id
 from evpack.settings import Settings
 from evpack.steps.base import Leased, LeaseDevices, StepContext
 from evpack.steps.runner import attempted, work_here
@@ -26,6 +27,8 @@ from evpack.steps.subject import model_of
 
 RESULT_SCHEMA = "evpack_step_result_v1"
 RESULT_FILE = "result.json"
+_LONGEST_ERROR = 4000
+"""Characters of an error's text that go into records."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,21 @@ class Result:
         try:
             if (value["schema"], value["step"]) != (RESULT_SCHEMA, step):
                 raise EvidenceError(f"{path} is no result of step {step}")
-            leased = value["leased"]
             return cls(
                 published=tuple(str(name) for name in value["published"]),
-                error=None if value["error"] is None else str(value["error"]),
-                leased=leased and Leased(tuple(leased["devices"]), leased["simulated"], leased["waited_s"]),
+                error=None if value["error"] is None else str(value["error"])[:_LONGEST_ERROR],
+                leased=None if value["leased"] is None else _leased(value["leased"]),
                 peak_rss_bytes=int(value["peak_rss_bytes"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, BadInput) as error:
             raise EvidenceError(f"{path} is no result of a step: {error!r}") from error
+
+
+def _leased(value: dict[str, Any]) -> Leased:
+    devices, simulated, waited = value["devices"], value["simulated"], value["waited_s"]
+    if not (isinstance(devices, list) and type(simulated) is bool and type(waited) in (int, float) and waited >= 0):
+        raise ValueError("what it leased is none")
+    return Leased(tuple(checked_id(device, "device UUID") for device in devices), simulated, float(waited))
 
 
 def work_alone(

@@ -1,0 +1,42 @@
+"""Which process is meant, long after it was noted: ids are given again, and times of start move with the clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_UNSEEN = ""
+"""Start of a process that is there but shows nothing of itself (hidden, or a system without /proc)."""
+
+_PROC = Path("/proc")
+_STATE, _START = 0, 19
+"""Places in /proc/<pid>/stat behind the name: state, and start in clock ticks since the system booted (proc(5))."""
+
+
+def start_of(pid: int) -> str | None:
+    """What tells a process from all others that ever get its id: boot and tick of its start; no clock matters.
+
+    None when there is no such process, or only a dead one that its parent has not asked for yet.
+    """
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return _UNSEEN if _exists(pid) else None
+    return None if fields[_STATE] in ("Z", "X") else f"{boot}/{fields[_START]}"
+
+
+def lives(pid: int, start: str) -> bool:
+    """Whether the process that had this id and start (`start_of`) is still there; one that cannot be seen counts."""
+    found = start_of(pid)
+    return found is not None and (_UNSEEN in (found, start) or found == start)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
