@@ -104,6 +104,11 @@ class RunDir:
         return self.root / "state" / "plan.json"
 
     @property
+    def lane_changes(self) -> Path:
+        """state/lane_changes.json: models that left the lane they were planned for; absent while none has."""
+        return self.root / "state" / "lane_changes.json"
+
+    @property
     def scenarios(self) -> Path:
         """state/scenarios.json: the manifest this campaign uses."""
         return self.root / "state" / "scenarios.json"

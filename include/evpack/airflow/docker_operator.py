@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 
-from evpack.airflow.endings import StepFailed, check_tries, end_task
+from evpack.airflow.endings import StepFailed, check_lane, check_tries, end_task
 from evpack.airflow.operators import run_dir_of
 from evpack.errors import EvpackError
-from evpack.plan.model import StepType
+from evpack.plan.model import StepType, load_plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -43,6 +43,7 @@ class ContainerStepOperator(DockerOperator):
         run, ti = run_dir_of(context), context["ti"]
         step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
         check_tries(context, run, step_id)
+        check_lane(self.task_id, load_plan(run), step_id)
         labels = {
             "dag_id": ti.dag_id,
             "dag_run": context["dag_run"].run_id,

@@ -84,6 +84,20 @@ def check_tries(context: Context, run: RunDir, step_id: str) -> None:
         raise StepFailed(f"{step_id}: the {limits.retries} retries of MAX_RETRIES are used up")
 
 
+def check_lane(task_id: str, plan: CampaignPlan, step_id: str) -> None:
+    """Refuse a step whose model has left the task's lane: it would hold more devices than the task has slots.
+
+    Raises:
+        StepFailed: naming both lanes.
+    """
+    lane, now = task_id.partition(".")[0], plan.step(step_id).lane
+    if lane != now:
+        raise StepFailed(
+            f"{step_id} is in lane {now} since a resume moved its model there, this task is one of {lane}; "
+            "clear it in the newest run, or resume the campaign again"
+        )
+
+
 def nothing_to_do(context: Context, run: RunDir, plan: CampaignPlan, step_id: str) -> bool:
     """Whether a step is done already, found out without starting its process: what makes a resume quick."""
     from evpack.steps.runner import kept
@@ -130,7 +144,10 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
     if exit_ is StepExit.OUT_OF_MEMORY:
         plan = load_plan(run)
         if not memory_try_left(run, plan, plan.step(step_id)):
-            raise StepFailed(f"{message}; the batch was halved as often as it may be")
+            raise StepFailed(
+                f"{message}; the batch was halved as often as it may be, "
+                "`evpack campaign resume` moves the model to a lane with more devices where the host has them"
+            )
     if exit_ in RETRIED:
         raise StepRetry(message, _limits(run))
     raise StepFailed(message)

@@ -15,7 +15,7 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from evpack.airflow.endings import BlockedTask, StepFailed, check_tries, end_task, nothing_to_do
+from evpack.airflow.endings import BlockedTask, StepFailed, check_lane, check_tries, end_task, nothing_to_do
 from evpack.errors import EvpackError
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
@@ -49,7 +49,9 @@ class PlanOperator(BaseBranchOperator):
         default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
             mode = mode_of(dict(context["params"]), home)
-            run, plan = open_campaign(dict(context["params"]), home, default_root=default_root)
+            run, plan = open_campaign(
+                dict(context["params"]), home, default_root=default_root, dag_run=context["dag_run"].run_id
+            )
         except EvpackError as error:
             raise StepFailed(error.diagnostics()) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
@@ -125,6 +127,7 @@ class StepOperator(BaseOperator):
         step_id = f"{self.subject}.{step_type}"
         check_tries(context, run, step_id)
         plan = load_plan(run)
+        check_lane(self.task_id, plan, step_id)
         if nothing_to_do(context, run, plan, step_id):
             return
         command = step_command(run.root, step_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)

@@ -83,7 +83,7 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
         BadInput: before anything is started or written.
     """
     from evpack.airflow.config import CAMPAIGN_DAG, Deployment
-    from evpack.cli.campaign_view import console, show_calibration, show_outcome
+    from evpack.cli.campaign_view import console, show_calibration, show_lanes, show_outcome
     from evpack.home import Home
     from evpack.runtime.outcome import calibration_outcome, campaign_outcome, verify_command
 
@@ -108,6 +108,7 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
     except KeyboardInterrupt:
         print(f"stopped; go on with: evpack campaign resume {run.root}", file=sys.stderr)
         raise
+    show_lanes(run, home, screen)
     if mode == "calibrate-only":
         outcome = calibration_outcome(run)
         show_calibration(run, outcome, screen)
@@ -125,7 +126,8 @@ def show_status(run_dir: Path) -> int:
     Raises:
         BadInput: when it was never planned.
     """
-    from evpack.cli.campaign_view import console, show_outcome, show_progress
+    from evpack.cli.campaign_view import console, show_lanes, show_outcome, show_progress
+    from evpack.home import Home
     from evpack.plan.model import load_plan
     from evpack.rundir import RunDir
     from evpack.runtime.outcome import campaign_outcome, is_running
@@ -134,6 +136,7 @@ def show_status(run_dir: Path) -> int:
     screen = console()
     plan = load_plan(run)
     show_progress(run, plan, screen)
+    show_lanes(run, Home.locate(), screen)
     if is_running(run, plan):
         print(f"run directory: {run.root}\nthe campaign runs; no verdict yet")
         return CampaignExit.INCOMPLETE

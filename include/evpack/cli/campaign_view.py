@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from evpack.errors import CampaignExit
+from evpack.home import Home
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.outcome import Outcome
 from evpack.runtime.progress import Estimate, ModelProgress, read_progress
 from evpack.runtime.results import Row, verdict_rows
+from evpack.steps.replan import shortages
 from evpack.steps.state import errors
 
 QUIET_S = 30.0
@@ -128,6 +130,17 @@ def show_calibration(run: RunDir, outcome: Outcome, screen: Console) -> None:
 def show_progress(run: RunDir, plan: CampaignPlan, screen: Console) -> None:
     """Progress once, for `status`."""
     screen.print(_progress_table(read_progress(run, plan)))
+
+
+def show_lanes(run: RunDir, home: Home, screen: Console) -> None:
+    """Models that changed their lane, and those that ran out of memory since."""
+    if not run.plan.is_file():
+        return
+    plan = load_plan(run)
+    for change in plan.lane_changes:
+        screen.print(Text(change.text()))
+    for shortage in shortages(run, plan, home):
+        screen.print(Text(shortage.text()))
 
 
 def _verdict_table(rows: Sequence[Row]) -> Table:

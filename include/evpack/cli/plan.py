@@ -76,7 +76,7 @@ def parse_params(items: Sequence[str], **options: str | None) -> dict[str, Any]:
 
 
 def describe(plan: CampaignPlan) -> list[str]:
-    """A plan in lines: models with lane and steps, then the scenarios."""
+    """A plan in lines: models with lane and steps, changes of lane, then the scenarios."""
     counts = f"{len(plan.models)} models x {len(plan.scenarios)} scenarios, {len(plan.steps)} steps"
     lines = [f"suite {plan.suite}: {counts}"]
     for model in plan.models:
@@ -84,6 +84,7 @@ def describe(plan: CampaignPlan) -> list[str]:
         lines.append(
             f"  {model.label}: {model.weights_gb:.3f} GB, {model.devices} devices, lane {model.lane}, {steps} steps"
         )
+    lines += [f"  {change.text()}" for change in plan.lane_changes]
     runs = {step.scenario: len(step.runs) for step in plan.steps_of(StepType.EVALUATE)}
     for scenario in plan.scenarios:
         lines.append(f"  {scenario.id}: {scenario.strictness.value}, {runs[scenario.id]} runs")

@@ -50,6 +50,7 @@ def contents(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
 
 def _candidates(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, Path]]:
     yield layout.PLAN, run.plan
+    yield layout.LANE_CHANGES, run.lane_changes
     yield layout.SETTINGS, run.settings
     yield layout.POLICY, run.policy
     yield layout.SCENARIOS, run.scenarios

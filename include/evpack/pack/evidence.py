@@ -16,7 +16,7 @@ from evpack.files import Json, digest_json, parse_json, portable
 from evpack.pack import layout, provenance, schemas
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
-from evpack.plan.model import CampaignPlan
+from evpack.plan.model import CampaignPlan, with_lane_changes
 from evpack.settings import Settings
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -107,6 +107,8 @@ def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[C
     """
     at = where.place
     plan = CampaignPlan.parse(_read(files, at(layout.PLAN)), at(layout.PLAN))
+    if (changes := at(layout.LANE_CHANGES)) in files:
+        plan = with_lane_changes(plan, files[changes], changes)
     settings_data = _read(files, at(layout.SETTINGS))
     settings = Settings.parse(settings_data, at(layout.SETTINGS))
     policy = Policy.parse(_read(files, at(layout.POLICY)), at(layout.POLICY))

@@ -3,7 +3,7 @@
 ========================  ==============================================================================
 root                      README.md manifest.json checksums.sha256 manifest.signature.json
 results/                  final verdict, its summaries, verification_summary.json, analysis, HTML
-state/                    plan, settings, policy, scenarios, tuned parameters, model revisions, presets/
+state/                    plan, lane changes, settings, policy, scenarios, tuned parameters, revisions, presets/
 state/models/<model>/     model_profile.json, schedule.json (windows), variants/<scenario>.json
 metadata/                 source_repo.json, environment.json
 reports/<model>/          <scenario>/run_<n>/  errors/<scenario>/  calibration/run_<k>/
@@ -35,6 +35,7 @@ VERIFICATION = "results/verification_summary.json"
 PAGE = "results/final_verdict.html"
 REPEATS = "results/determinism_repeats.json"
 PLAN = "state/plan.json"
+LANE_CHANGES = "state/lane_changes.json"
 SETTINGS = "state/settings.json"
 POLICY = "state/policy.json"
 SCENARIOS = "state/scenarios.json"

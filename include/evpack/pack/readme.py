@@ -39,7 +39,7 @@ Get the signer's public key or fingerprint from the people who made this pack, n
   outside matrices are attested by the signer. They cannot be recomputed here: weights and token ids are not packed.
 - PASS means that every expectation of the scenario list held on these windows. It says nothing about other text,
   other tasks or the safety of a model.
-{caveat}"""
+{caveat}{moved}"""
 
 _CAPPED = "- The profile caps the evidence level at {cap}: the sample is small, so the metric is marked unstable.\n"
 
@@ -63,5 +63,6 @@ def readme(result: Recheck, signer: str | None) -> bytes:
         signer=signer or "none: not signed",
         checksums=layout.CHECKSUMS,
         caveat=_CAPPED.format(cap=cap) if cap != "high" else "",
+        moved="".join(f"- {change.text()}. Windows and seeds stayed the same.\n" for change in plan.lane_changes),
     )
     return text.encode("utf-8")

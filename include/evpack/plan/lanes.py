@@ -42,6 +42,19 @@ LANES = tuple(_lane(devices, name) for name, _ in SIZE_CLASSES for devices in DE
 """All lanes, small first: by size class, then by device count."""
 
 
+def next_lane(lane_id: str, devices: int) -> Lane | None:
+    """The lane of the same size class with the next larger device count, None where so many devices have none.
+
+    A lane on the processor has none: devices are no cure for a lack of the host's memory.
+
+    Args:
+        devices: accelerators that the host gives.
+    """
+    here = next((lane for lane in LANES if lane.id == lane_id and lane.devices), None)
+    larger = (lane for lane in LANES if here and lane.size_class == here.size_class and lane.devices > here.devices)
+    return next((lane for lane in larger if lane.devices <= devices), None)
+
+
 def lane_of(devices: int, weights_gb: float) -> Lane:
     """The lane of a model that needs at least this many devices.
 

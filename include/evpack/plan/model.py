@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.scenarios import Category, Scenario
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import digest_json, parse_json, portable
+from evpack.plan.lane_changes import LaneChange, LaneChanges
+from evpack.plan.lanes import DEVICE_COUNTS, next_lane
 from evpack.rundir import RunDir
 
 PLAN_SCHEMA = "evpack_campaign_plan_v1"
@@ -81,7 +84,7 @@ class ModelPlan(Frozen):
     weights_gb: float
     """Weights on disk, GB (10^9 bytes)."""
     devices: int = Field(ge=0)
-    """Accelerators needed; 0 runs on the CPU."""
+    """Accelerators its scoring steps hold; 0 runs on the CPU."""
     lane: str
     """Lane id, see `plan.lanes`."""
     batch: int = Field(ge=1)
@@ -134,6 +137,46 @@ class CampaignPlan(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     _digest: str | None = PrivateAttr(None)
+    _frozen: CampaignPlan | None = PrivateAttr(None)
+    _changes: tuple[LaneChange, ...] = PrivateAttr(())
+
+    @property
+    def lane_changes(self) -> tuple[LaneChange, ...]:
+        """The changes of lane that are in this plan, oldest first."""
+        return self._changes
+
+    def as_planned(self) -> CampaignPlan:
+        """The plan as it was frozen, without changes of lane."""
+        return self._frozen or self
+
+    def moved(self, changes: Iterable[LaneChange]) -> CampaignPlan:
+        """The plan with further changes of lane. It keeps its digest: where a step runs is no part of what it makes.
+
+        Raises:
+            EvidenceError: when a change is not from the model's lane to the next larger one, or not for a step of it.
+        """
+        plan = self
+        for change in changes:
+            plan = plan._moved(change)
+        return plan
+
+    def _moved(self, change: LaneChange) -> CampaignPlan:
+        found = [model for model in self.models if (model.name, model.lane) == (change.model, change.from_lane)]
+        larger = next_lane(change.from_lane, DEVICE_COUNTS[-1]) if found else None
+        failed = [step for step in self.steps if (step.id, step.model) == (change.step, change.model)]
+        if larger is None or larger.id != change.to_lane or not failed:
+            raise EvidenceError(f"no such change of lane can follow from the plan: {change.text()}")
+        into = {"lane": larger.id, "devices": larger.devices}
+        plan = self.model_copy(
+            update={
+                "models": tuple(m.model_copy(update=into) if m.name == change.model else m for m in self.models),
+                "steps": tuple(
+                    s.model_copy(update={"lane": larger.id}) if s.model == change.model else s for s in self.steps
+                ),
+            }
+        )
+        plan._frozen, plan._changes = self.as_planned(), (*self._changes, change)
+        return plan
 
     def edits(self, model: str) -> dict[str, ResolvedEdit]:
         """The edits of a model by scenario id; faults have none."""
@@ -195,6 +238,8 @@ class CampaignPlan(Frozen):
 
         A plan that was read has the digest of what was read: a field that a later version adds does not change it.
         """
+        if self._frozen is not None:
+            return self._frozen.digest()
         return self._digest or digest_json(portable(self.to_json()))
 
     @classmethod
@@ -216,16 +261,37 @@ class CampaignPlan(Frozen):
 
 
 def load_plan(run: RunDir) -> CampaignPlan:
-    """Read state/plan.json of a run directory. A pack holds one too, but nobody may work in a sealed directory.
+    """Read state/plan.json of a run directory with the changes of lane since (`lane_changes`).
+
+    A pack holds them too, but nobody may work in a sealed directory.
 
     Raises:
         BadInput: when the directory was never planned, or is a sealed pack.
+        EvidenceError: when plan or changes are malformed.
     """
     if all((run.root / name).is_file() for name in _SEAL):
         raise BadInput(f"{run.root} is a sealed pack", "give its run directory")
     if not run.plan.is_file():
         raise BadInput(f"{run.root} holds no plan (state/plan.json)", "give a run directory of a planned campaign")
-    return CampaignPlan.parse(run.plan.read_bytes(), str(run.plan))
+    plan = CampaignPlan.parse(run.plan.read_bytes(), str(run.plan))
+    if not run.lane_changes.is_file():
+        return plan
+    return with_lane_changes(plan, run.lane_changes.read_bytes(), str(run.lane_changes))
+
+
+def with_lane_changes(plan: CampaignPlan, data: bytes, name: str = "state/lane_changes.json") -> CampaignPlan:
+    """A plan that was read, with the changes of lane of the document beside it.
+
+    Raises:
+        EvidenceError: when it cannot be read, is of another plan, or holds a change that cannot be.
+    """
+    document = LaneChanges.parse(data, name)
+    if document.plan_digest != plan.digest():
+        raise EvidenceError(f"{name}: of another plan")
+    try:
+        return plan.moved(document.changes)
+    except EvidenceError as error:
+        raise EvidenceError(f"{name}: {error.what}") from error
 
 
 def step_id(type_: StepType, model: str | None = None, scenario: str | None = None) -> str:

@@ -23,6 +23,7 @@ from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.settings_resolve import given_fields, unknown_variables
 from evpack.steps.build_pack import check_pack
+from evpack.steps.replan import replan
 from evpack.steps.state import read_marker
 
 log = logging.getLogger(__name__)
@@ -38,14 +39,16 @@ def open_campaign(
     default_root: Path | None = None,
     event: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    dag_run: str | None = None,
 ) -> tuple[RunDir, CampaignPlan]:
-    """Plan a campaign, or take up the one that the run directory holds.
+    """Plan a campaign, or take up the one that the run directory holds: models without memory move (`replan`).
 
     Args:
         params: params or conf of the run; None values are not set.
         default_root: run directory when neither `resume` nor `output_dir` names one (`Home.run_dir`).
         event: payload of the asset event that triggered the run.
         environ: environment to read settings from; this process's when None.
+        dag_run: id of the DAG run that asks, None when there is none.
 
     Raises:
         BadInput: before anything is written.
@@ -63,7 +66,7 @@ def open_campaign(
         check_pack=check_pack,
         given=given_fields(params),
     )
-    return run, plan
+    return run, replan(run, plan, home, dag_run)
 
 
 def dry_run(

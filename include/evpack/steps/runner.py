@@ -92,7 +92,7 @@ def run_step(
     plan = load_plan(run)
     step = plan.step(step_id)
     settings = Settings.parse(run.settings.read_bytes())
-    record = state.Attempt(run, step_id, attempt, dag_run)
+    record = state.Attempt(run, step_id, attempt, dag_run, step.lane)
     state.close_dead_attempts(run, step_id, StepExit.TRANSIENT, "killed: its process is gone")
 
     def attempt_it() -> None:
@@ -213,7 +213,7 @@ def _have_variant(ctx: StepContext, record: state.Attempt, work: Work) -> None:
     create = variant_step(ctx.plan, ctx.step)
     if is_whole(ctx.run, create.id):
         return
-    again = state.Attempt(ctx.run, create.id, record.number, record.dag_run)
+    again = state.Attempt(ctx.run, create.id, record.number, record.dag_run, create.lane)
     again.begin()
     exit_, error = StepExit.TRANSIENT, "interrupted"
     try:
@@ -259,7 +259,8 @@ def _skipped(plan: CampaignPlan, step: StepPlan) -> str | None:
 
 
 def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:
-    """Digest of all a step depends on: itself, the frozen settings, what its needs made.
+    """Digest of all a step depends on: itself as it was planned (whatever its lane is now), the frozen settings, what
+    its needs made.
 
     Raises:
         Blocked: naming the needs that were not produced.
@@ -276,7 +277,8 @@ def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:
         raise Blocked(
             f"step {step.id} needs {', '.join(missing)}, which did not finish", "mend the earlier failure, then resume"
         )
-    return digest_json({"step": step.model_dump(mode="json"), "settings": plan.settings_digest, "needs": needs})
+    planned = plan.as_planned().step(step.id)
+    return digest_json({"step": planned.model_dump(mode="json"), "settings": plan.settings_digest, "needs": needs})
 
 
 def classify(problem: BaseException) -> StepExit:

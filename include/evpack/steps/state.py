@@ -138,6 +138,8 @@ class Attempt:
     step: str
     number: int
     dag_run: str | None
+    lane: str | None = None
+    """The lane its step was in; None for campaign-level steps."""
     leased: Leased | None = None
     """The devices it holds, once it has them."""
     started_at: str = field(default_factory=utc_now)
@@ -178,6 +180,7 @@ class Attempt:
             "step": self.step,
             "try": self.number,
             "dag_run": self.dag_run,
+            "lane": self.lane,
             "started_at": self.started_at,
             "started_unix": self.started_unix,
             "peak_rss_bytes": self._peak or peak_rss_bytes(),
@@ -203,7 +206,7 @@ def read_attempts(run: RunDir, step_id: str) -> list[dict[str, Any]]:
     for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
         with contextlib.suppress(EvidenceError, FileNotFoundError):
             records.append(read_json(path))
-    return sorted(records, key=lambda record: (record["started_at"], record["try"]))
+    return sorted(records, key=lambda record: (record["started_at"], record.get("started_unix", 0), record["try"]))
 
 
 def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) -> None:
@@ -223,8 +226,8 @@ def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) ->
 
 
 def lowered_batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None:
-    """Windows per forward pass after out-of-memory attempts, None when there were none."""
-    halvings = _memory_failures(run, step)
+    """Windows per forward pass after out-of-memory attempts in the step's lane, None when there were none."""
+    halvings = _memory_failures(run, plan, step)
     if not halvings or step.model is None:
         return None
     return max(1, plan.model(step.model).batch >> min(halvings, MAX_BATCH_HALVINGS))
@@ -232,7 +235,7 @@ def lowered_batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None
 
 def memory_try_left(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
     """Whether a step that ran out of memory is tried again: at most twice, and scoring only with a smaller batch."""
-    failures = _memory_failures(run, step)
+    failures = _memory_failures(run, plan, step)
     if failures > MAX_BATCH_HALVINGS:
         return False
     if step.type not in SCORING or step.model is None:
@@ -241,8 +244,22 @@ def memory_try_left(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
     return max(1, batch >> failures) < max(1, batch >> max(0, failures - 1))
 
 
-def _memory_failures(run: RunDir, step: StepPlan) -> int:
-    return sum(record["exit"] == StepExit.OUT_OF_MEMORY for record in read_attempts(run, step.id))
+def out_of_memory(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
+    """Whether a step's last attempt ran out of memory in the lane it is in, with no smaller batch left to try."""
+    if run.marker(step.id).is_file():
+        return False
+    records = [record for record in read_attempts(run, step.id) if record["class"] not in _WAITING]
+    return bool(records) and _memory_failed(records[-1], plan, step) and not memory_try_left(run, plan, step)
+
+
+def _memory_failures(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int:
+    return sum(_memory_failed(record, plan, step) for record in read_attempts(run, step.id))
+
+
+def _memory_failed(record: dict[str, Any], plan: CampaignPlan, step: StepPlan) -> bool:
+    """Whether an attempt ran out of memory in the lane that the step is in now; records once named no lane."""
+    lane = record.get("lane") or plan.as_planned().step(step.id).lane
+    return record["exit"] == StepExit.OUT_OF_MEMORY and lane == step.lane
 
 
 def step_state(run: RunDir, step_id: str) -> str:
