@@ -101,32 +101,8 @@ def remove_weights(run: RunDir, marker: Marker) -> None:
         (run.root / name).unlink(missing_ok=True)
 
 
-def used_bytes(run: RunDir, plan: CampaignPlan) -> int:
-    """What variants take now or may come to while create steps are at work, bytes."""
-    return _used(run, plan, ())
-
-
-def _fit(run: RunDir, plan: CampaignPlan, mine: _Announced) -> None:
-    if plan.variant_budget_gb is None:
-        return
-    budget = round(plan.variant_budget_gb * GB)
-    if _used(run, plan, mine.places) + mine.bytes <= budget:
-        return
-    for evaluate in plan.steps_of(StepType.EVALUATE):
-        # One that failed has its variant made again when it is tried again; one that is done needs none.
-        if step_state(run, evaluate.id) in ("failed", "done"):
-            release(run, plan, evaluate)
-    used = _used(run, plan, mine.places)
-    if used + mine.bytes > budget:
-        raise NoRoom(
-            f"variants take {used / GB:.3f} GB, {mine.bytes / GB:.3f} GB more may not fit into the budget of "
-            f"{plan.variant_budget_gb:g} GB",
-            "nothing: the step is tried again when others were evaluated",
-        )
-
-
-def _used(run: RunDir, plan: CampaignPlan, without: Sequence[Path]) -> int:
-    """Bytes of all variants but those `without`, which the caller announces."""
+def used_bytes(run: RunDir, plan: CampaignPlan, without: Sequence[Path] = ()) -> int:
+    """What variants take now or may come to while create steps are at work, bytes; but for those `without`."""
     total, covered = 0, set(without)
     for path in sorted(run.variant_room.glob("*.lock")):
         if (announced := _at_work(path)) is not None:
@@ -134,6 +110,25 @@ def _used(run: RunDir, plan: CampaignPlan, without: Sequence[Path]) -> int:
             covered |= set(announced.places)
     places = {_place(run, step) for step in plan.steps_of(StepType.CREATE)}
     return total + sum(_bytes_in(place) for place in places - covered)
+
+
+def _fit(run: RunDir, plan: CampaignPlan, mine: _Announced) -> None:
+    if plan.variant_budget_gb is None:
+        return
+    budget = round(plan.variant_budget_gb * GB)
+    if used_bytes(run, plan, mine.places) + mine.bytes <= budget:
+        return
+    for evaluate in plan.steps_of(StepType.EVALUATE):
+        # One that failed has its variant made again when it is tried again; one that is done needs none.
+        if step_state(run, evaluate.id) in ("failed", "done"):
+            release(run, plan, evaluate)
+    used = used_bytes(run, plan, mine.places)
+    if used + mine.bytes > budget:
+        raise NoRoom(
+            f"variants take {used / GB:.3f} GB, {mine.bytes / GB:.3f} GB more may not fit into the budget of "
+            f"{plan.variant_budget_gb:g} GB",
+            "nothing: the step is tried again when others were evaluated",
+        )
 
 
 def _makes(run: RunDir, plan: CampaignPlan, step: StepPlan) -> list[StepPlan]:
