@@ -41,7 +41,6 @@ PLAN = "plan"
 ENGINE = "calibrate, evaluate"
 DATA = "plan, setup_baseline"
 PACK = "build_pack"
-LATER = ""
 
 CORE, HARDWARE, MODELS, TEXT, EDITS = "Core", "Hardware", "Models", "Evaluation", "Edits and presets"
 RUNS, STORAGE, WORKERS, PACKING = "Experiment", "Storage and memory", "Workers and reliability", "Pack"
@@ -330,10 +329,10 @@ class Settings(BaseModel):
         Gigabytes, Var(STORAGE, "MODEL_LOAD_OVERHEAD_GB", "Planned on top of the weights to load, GB.", PLAN)
     ] = 4
     edit_overhead_gb: Annotated[
-        Gigabytes, Var(STORAGE, "EDIT_OVERHEAD_GB", "Planned for an edit, GB; edits stream and need no device.")
+        Gigabytes, Var(STORAGE, "EDIT_OVERHEAD_GB", "Planned on top of the weights for an edit, GB.", PLAN)
     ] = 8
     batch_edit_overhead_gb: Annotated[
-        Gigabytes, Var(STORAGE, "BATCH_EDIT_OVERHEAD_GB", "The same for batch edits, GB.")
+        Gigabytes, Var(STORAGE, "BATCH_EDIT_OVERHEAD_GB", "The same for all edits in one pass, GB.", PLAN)
     ] = 8
     overhead_gb: Annotated[
         Gigabytes, Var(STORAGE, "INVARLOCK_OVERHEAD_GB", "Planned on top of weights and logits to score, GB.", PLAN)
@@ -413,7 +412,7 @@ class Settings(BaseModel):
     skip_html: Annotated[bool, Var(PACKING, "PACK_SKIP_HTML", "Leave out the HTML pages.", PACK)] = False
     verify_profile: Annotated[
         Literal["dev", "ci", "ci_cpu", "release", "small"],
-        Var(PACKING, "PACK_VERIFY_PROFILE", "Profile named to the verifier."),
+        Var(PACKING, "PACK_VERIFY_PROFILE", "Profile that the pack's verification summary names.", PACK),
     ] = "dev"
 
     def timeout_for(self, task_type: str) -> int | None:
