@@ -115,6 +115,8 @@ def test_a_resumed_campaign_keeps_its_order(tmp_path: Path) -> None:
     assert order_of({"resume": str(tmp_path)}, {}) == "large_first"
     assert order_of({"resume": str(tmp_path / "gone")}, {}) == "small_first"
     assert order_of({"order": "nonsense"}, {}) == "small_first"
+    for hostile in ("a\0b", "x" * 10_000, "\ud800", {"a": []}, 7):  # the scheduler asks before `plan` can refuse
+        assert order_of({"resume": hostile}, {}) == order_of({"order": hostile}, {}) == "small_first"
 
 
 def test_airflow_calls_the_hook(deployment: Any) -> None:

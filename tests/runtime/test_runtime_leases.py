@@ -195,6 +195,61 @@ def test_what_says_nothing_about_the_device(
     assert health_of(home, "GPU-0") == leases.Health()
 
 
+def test_a_quarantine_outlives_whatever_the_holder_then_does(
+    home: Home, pretend: Pretend, make_context: MakeContext
+) -> None:
+    pretend(count=2)
+    ctx = make_context()
+    fail(ctx, RuntimeError("something"))
+    for end in (None, RuntimeError("something")):
+        with contextlib.suppress(RuntimeError), lease_devices(ctx, 1) as leased:
+            (uuid,) = leased.devices
+            quarantine(home, uuid, "Xid 79", 1)  # seen by who claimed devices meanwhile; nothing is wrong any more
+            if end:
+                raise end
+        assert health_of(home, uuid).quarantined == "Xid 79"
+
+
+def test_a_corrupt_record_stays_a_quarantine(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=1)
+    with contextlib.suppress(RuntimeError), lease_devices(make_context(), 1):
+        (home.leases / "GPU-0.json").write_text("{")
+        raise RuntimeError("something")
+    assert health_of(home, "GPU-0").quarantined is not None
+
+
+@pytest.mark.parametrize("broken", ["cached_devices", "_remember", "notify"])
+def test_what_cannot_be_noted_hides_nothing(
+    broken: str, home: Home, pretend: Pretend, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(count=1)
+
+    def trouble(*_: Any) -> Any:
+        raise ValueError("embedded null byte")
+
+    with pytest.raises(errors.DeviceFault, match="sees none"), lease_devices(make_context(), 1):
+        monkeypatch.setattr(leases, broken, trouble)
+        raise errors.DeviceFault("this process sees none")
+    if broken != "_remember":
+        assert health_of(home, "GPU-0").quarantined is not None
+
+
+def test_a_fault_without_words_is_one(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=1)
+    fail(make_context(), errors.DeviceFault(" "))
+    assert "DeviceFault" in str(health_of(home, "GPU-0").quarantined)
+
+
+def test_a_link_among_the_locks_is_not_followed(home: Home, pretend: Pretend, tmp_path: Path) -> None:
+    pretend(count=1)
+    home.leases.mkdir(parents=True)
+    (tmp_path / "precious").write_text("kept")
+    (home.leases / "GPU-0.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic link"), ExitStack() as locks:
+        take(home, 1, locks)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
 def test_an_unreadable_record_is_a_quarantine(home: Home) -> None:
     quarantine(home, "GPU-0", "x")
     (home.leases / "GPU-0.json").write_text("{")

@@ -41,6 +41,13 @@ def test_a_command_that_fails_changes_nothing(command: str, home: Home, monkeypa
     assert len(told(home)) == 1
 
 
+def test_no_text_is_too_odd_to_be_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVPACK_NOTIFY", "/bin/true")
+    for text in ("a\0b", "\ud800", "x" * 10**7):
+        notify(home, "event", text)
+    assert len(home.notifications.read_text().splitlines()) == 3
+
+
 def test_a_quarantine_is_told(home: Home) -> None:
     quarantine(home, "GPU-7", "Xid 79")
     assert [(entry["event"], entry["text"]) for entry in told(home)] == [("device_quarantined", "GPU-7: Xid 79")]

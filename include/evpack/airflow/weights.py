@@ -63,5 +63,5 @@ def _frozen_order(run_dir: str) -> str | None:
 
     try:
         return frozen_settings(RunDir(Path(run_dir))).order
-    except (OSError, EvpackError):
+    except (OSError, ValueError, EvpackError):
         return None

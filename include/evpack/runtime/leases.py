@@ -137,10 +137,13 @@ def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
             try:
                 yield leased
             except BaseException as problem:
-                _remember_failure(ctx, uuids, problem)
+                try:
+                    _remember_failure(ctx, uuids, problem)
+                except Exception as trouble:  # must not hide what happened
+                    log.warning("what happened to %s could not be noted: %s", ", ".join(uuids), trouble)
                 raise
             for uuid in uuids:
-                if health_of(ctx.home, uuid).failures:
+                if (health := health_of(ctx.home, uuid)).failures and health.quarantined is None:
                     _remember(ctx.home, uuid, Health())
 
 
@@ -223,20 +226,32 @@ def _wait(ctx: StepContext, demand: Demand, locks: ExitStack) -> list[DeviceFact
 def _remember_failure(ctx: StepContext, uuids: Sequence[str], problem: BaseException) -> None:
     """Quarantine what broke, count what may have; input, memory, disk and a stop from outside say nothing."""
     broken = isinstance(problem, DeviceFault) or (isinstance(problem, RuntimeError) and _BROKEN.search(str(problem)))
-    faults = {device.uuid: device.fault for device in cached_devices(ctx.home, 0.0)}
+    faults = _faults(ctx.home)
     suspect = isinstance(problem, TimedOut) or (
         isinstance(problem, Exception) and classify(problem) is StepExit.TRANSIENT
     )
     for uuid in uuids:
-        failures = health_of(ctx.home, uuid).failures + 1
+        health = health_of(ctx.home, uuid)
+        if health.quarantined:  # by who claimed devices meanwhile
+            continue
+        failures = health.failures + 1
         if broken or faults.get(uuid):
-            reason = faults.get(uuid) or str(problem).strip().splitlines()[0]
+            reason = faults.get(uuid) or (str(problem).strip() or type(problem).__name__).splitlines()[0]
             quarantine(ctx.home, uuid, f"{reason} (step {ctx.step.id})", failures)
         elif suspect and failures >= ctx.settings.worker_max_failures:
             reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={ctx.settings.worker_max_failures})"
             quarantine(ctx.home, uuid, f"{reason}, last in step {ctx.step.id}", failures)
         elif suspect and not isinstance(problem, Terminated):
             _remember(ctx.home, uuid, Health(failures))
+
+
+def _faults(home: Home) -> dict[str, str | None]:
+    """What devices say is broken now; nothing where they cannot be asked."""
+    try:
+        return {device.uuid: device.fault for device in cached_devices(home, 0.0)}
+    except Exception as trouble:
+        log.warning("the devices cannot be asked what is broken: %s", trouble)
+        return {}
 
 
 @contextmanager
@@ -263,8 +278,11 @@ def _claiming(home: Home) -> Iterator[None]:
 
 
 def _lock(path: Path, locks: ExitStack, *, wait: bool = False) -> int | None:
-    """An open file that is locked until `locks` is closed; None when another process has it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """An open file that is locked until `locks` is closed; None when another process has it.
+
+    Containers write in this directory too: a link among the locks is refused, not followed.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -38,5 +38,5 @@ def notify(home: Home, event: str, text: str) -> None:
                 timeout=TIMEOUT_S,
                 check=True,
             )
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("nobody could be told (%s)", error)
