@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpack.errors import BadInput
+from evpack.errors import BadInput, Transient
 from evpack.home import Home
 from evpack.plan import nvml
+from evpack.plan.memory import host_devices
 from evpack.plan.nvml import SIMULATED_ENV, DeviceFacts, in_pool, read_devices
 from evpack.runtime.gpu import IDLE_USED_GB, Demand, cached_devices, never, not_now
 from evpack.settings import Settings
@@ -88,6 +89,12 @@ class _Nvml:
     class NVMLError_NoPermission(NVMLError):  # noqa: N801
         pass
 
+    class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801
+        pass
+
+    class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801
+        pass
+
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
 
     def __init__(self) -> None:
@@ -154,11 +161,26 @@ def test_no_driver_means_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     host = _Nvml()
 
     def no_driver() -> None:
-        raise host.NVMLError("no driver")
+        raise host.NVMLError_LibraryNotFound("no driver")
 
     monkeypatch.setattr(host, "nvmlInit", no_driver)
     monkeypatch.setitem(sys.modules, "pynvml", host)
     assert read_devices({}) == []
+
+
+@pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetCount"])
+def test_a_driver_that_does_not_answer_is_no_host_without_devices(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = _Nvml()
+
+    def mismatch() -> None:
+        raise host.NVMLError("Driver/library version mismatch")
+
+    monkeypatch.setattr(host, call, mismatch)
+    monkeypatch.setitem(sys.modules, "pynvml", host)
+    with pytest.raises(Transient, match="version mismatch"):
+        read_devices({})
+    assert host.shut == (call != "nvmlInit")
+    assert host_devices(Settings(num_gpus=0)).count == 0  # who wants no device asks no driver
 
 
 # --- eligibility -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from evpack.errors import BadInput
 from evpack.home import Home
 from evpack.runtime.leases import quarantine
 from evpack.runtime.notify import NOTIFY_ENV, notify
@@ -51,6 +52,14 @@ def test_no_text_is_too_odd_to_be_told(home: Home, monkeypatch: pytest.MonkeyPat
 def test_a_quarantine_is_told(home: Home) -> None:
     quarantine(home, "GPU-7", "Xid 79")
     assert [(entry["event"], entry["text"]) for entry in told(home)] == [("device_quarantined", "GPU-7: Xid 79")]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"gpu": "8"}', '{"gpu": -1}', '{"gpu": true}', '{"gpu": 1.5}'])
+def test_pools_that_somebody_wrote_are_refused(text: str, home: Home) -> None:
+    home.create().pools.write_text(text)
+    with pytest.raises(BadInput, match="pools") as caught:
+        made_pools(home)
+    assert "airflow setup" in caught.value.mend
 
 
 def test_drift_names_pools_that_are_not_as_they_were_made(home: Home) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow.listeners import hookimpl
 
+from evpack.errors import EvpackError
 from evpack.home import Home
 from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.notify import notify
@@ -30,7 +31,12 @@ def on_starting(component: Any) -> None:
 def on_dag_run_running(dag_run: Any, msg: str) -> None:
     """The start of a campaign: its pools must be those that were made, or its steps may wait forever."""
     home = Home.locate()
-    for line in pool_drift(made_pools(home), _pools_in_database()).values():
+    try:
+        lines = pool_drift(made_pools(home), _pools_in_database()).values()
+    except EvpackError as error:
+        notify(home, "pool_drift", str(error))
+        return
+    for line in lines:
         notify(home, "pool_drift", f"{line} (`evpack airflow setup` mends it)")
 
 

@@ -81,13 +81,12 @@ def _devices(home: Home) -> Iterator[Finding]:
 
 
 def _pools(home: Home) -> Iterator[Finding]:
-    from evpack.files import read_json
-    from evpack.runtime.pools import pool_slots
+    from evpack.runtime.pools import made_pools, pool_slots
 
     if not home.pools.is_file():
         yield Finding("no pools were made yet", SETUP)
         return
-    made, now = read_json(home.pools), pool_slots()
+    made, now = made_pools(home), pool_slots()
     if made == now:
         yield Finding(f"the pools fit this host: {_listed(made)}")
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from evpack.errors import BadInput, EvidenceError, MissingFile
+from evpack.errors import BadInput, EvidenceError, EvpackError, MissingFile
 from evpack.files import parse_json, utc_now
 
 SOURCE_ENV = "EVPACK_SOURCE_REPO"
@@ -143,14 +143,20 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    """The host's real accelerators, described by the first; the same keys with null when there are none."""
+    """The host's real accelerators, described by the first; the same keys with null when there are none.
+
+    No number either where the driver does not answer: planning for devices is refused there in any case.
+    """
     from evpack.plan.nvml import read_devices  # a build of this package reads this module and has no pydantic
 
-    devices = read_devices({})
+    try:
+        devices = read_devices({})
+    except EvpackError:
+        devices = None
     first = devices[0] if devices else None
     return {
         "gpu_name": first and first.name,
-        "gpu_count": len(devices),
+        "gpu_count": None if devices is None else len(devices),
         "gpu_memory_gb": first and round(first.memory_gb, 1),
         "fp8_native_support": first is not None and first.has_fp8,
         "driver_version": first and first.driver,

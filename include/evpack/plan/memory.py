@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from evpack.errors import BadInput
+from evpack.errors import BadInput, EvidenceError
 from evpack.files import read_json
 from evpack.plan.lanes import DEVICE_COUNTS, LANES, MAX_MAP_LENGTH
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
@@ -132,8 +132,21 @@ def step_gb(plan: CampaignPlan, step: StepPlan, settings: Settings) -> float:
 
 
 def slots_made(pools: Path) -> dict[str, int] | None:
-    """Slots by pool as `evpack airflow setup` made them, None in a deployment without."""
-    return read_json(pools) if pools.is_file() else None
+    """Slots by pool as `evpack airflow setup` made them, None in a deployment without.
+
+    Raises:
+        BadInput: when the file is not what that wrote.
+    """
+    mend = "run `evpack airflow setup`, which writes it anew"
+    if not pools.is_file():
+        return None
+    try:
+        slots = read_json(pools)
+    except EvidenceError as error:
+        raise BadInput(error.what, mend) from error
+    if not isinstance(slots, dict) or any(type(count) is not int or count < 0 for count in slots.values()):
+        raise BadInput(f"{pools} does not give a number of slots by pool", mend)
+    return slots
 
 
 def memory_plan(plan: CampaignPlan, settings: Settings) -> str:

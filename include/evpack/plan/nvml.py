@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from evpack.errors import BadInput, EvidenceError
+from evpack.errors import BadInput, EvidenceError, Transient
 from evpack.files import parse_json
 from evpack.rundir import checked_id
 from evpack.settings import Settings
@@ -86,6 +86,7 @@ def read_devices(environ: Mapping[str, str] | None = None) -> list[DeviceFacts]:
 
     Raises:
         BadInput: when EVPACK_SIMULATED_GPUS names a file that is not there or not valid.
+        Transient: when there is a driver and it does not answer, which says nothing about devices.
     """
     source = facts_source(environ)
     return _read_nvml() if source == "nvml" else _read_file(Path(source))
@@ -143,14 +144,19 @@ def _read_nvml() -> list[DeviceFacts]:
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        try:
+            found = (_read_one(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+            return [device for device in found if device is not None]
+        finally:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return []
-    try:
-        found = (_read_one(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
-        return [device for device in found if device is not None]
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise Transient(
+            f"the driver of the accelerators does not answer (NVML: {error})",
+            "see `nvidia-smi`; with NUM_GPUS=0 a campaign is planned for the CPU",
+        ) from error
 
 
 def _read_one(nvml: Any, index: int) -> DeviceFacts | None:

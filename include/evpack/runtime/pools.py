@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import psutil
 
-from evpack.files import read_json
 from evpack.home import Home
 
 CPU_POOL = "cpu"
@@ -42,8 +41,14 @@ def pool_drift(made: Mapping[str, int], running: Mapping[str, int]) -> dict[str,
 
 
 def made_pools(home: Home) -> dict[str, int]:
-    """What `evpack airflow setup` made, empty where it never ran."""
-    return dict(read_json(home.pools)) if home.pools.is_file() else {}
+    """What `evpack airflow setup` made, empty where it never ran.
+
+    Raises:
+        BadInput: when the file is not what that wrote.
+    """
+    from evpack.plan.memory import slots_made
+
+    return slots_made(home.pools) or {}
 
 
 def pool_slots() -> dict[str, int]:
