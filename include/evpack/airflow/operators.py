@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +31,6 @@ RUN_DIR_KEY = "run_dir"
 
 MODE_KEY = "suite_mode"
 """XCom key under which `plan` gives the part of the campaign that runs."""
-
-TAIL_LINES = 200
-"""Lines of an attempt's output that are kept to tell its class where the exit code does not."""
 
 
 class PlanOperator(BaseBranchOperator):
@@ -118,7 +114,7 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Run the step, its output in the task log; its exit code decides how the task ends."""
-        from evpack.runtime.failures import memory_kills
+        from evpack.runtime.failures import Output, memory_kills
         from evpack.runtime.process import StepProcess, step_command, step_environment
         from evpack.runtime.threads import frozen_settings, threads_for
 
@@ -135,15 +131,10 @@ class StepOperator(BaseOperator):
             os.environ, home=Home.locate(), threads=threads_for(plan, step_type), network=frozen_settings(run).net
         )
         self._process = StepProcess(command, environ)
-        lines: deque[str] = deque(maxlen=TAIL_LINES)
-
-        def emit(line: str) -> None:
-            lines.append(line)
-            self.log.info("%s", line)
-
+        output = Output(self.log)
         kills = memory_kills()
-        code = self._process.run(emit)
-        end_task(code, step_id, run, lines=lines, memory_killed=memory_kills() > kills)
+        code = self._process.run(output)
+        end_task(code, step_id, run, lines=output.last, memory_killed=memory_kills() > kills)
 
     def on_kill(self) -> None:
         """Stop the step's process group; called when the task is cleared, failed by hand or timed out."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from evpack.runtime.docker_spec import (
     source_places,
     step_container,
 )
-from evpack.runtime.failures import class_of
+from evpack.runtime.failures import Output, class_of
 from evpack.runtime.threads import threads_for
 from evpack.steps.base import StepContext, log
 from evpack.steps.remote import RESULT_FILE, Result, fetch
@@ -30,9 +29,6 @@ from evpack.steps.state import Attempt
 
 if TYPE_CHECKING:
     from docker import APIClient
-
-TAIL_LINES = 200
-"""Lines of an attempt's output that are kept to tell its class where the exit code does not."""
 
 
 class FailedElsewhere(EvpackError):
@@ -77,21 +73,16 @@ class ContainerWork:
                 threads=threads_for(ctx.plan, ctx.step.type),
                 labels=self._labels,
             )
-            lines: deque[str] = deque(maxlen=TAIL_LINES)
-
-            def emit(line: str) -> None:
-                lines.append(line)
-                log.info("%s", line)
-
+            output = Output(log)
             self._container = RunningContainer(self._client, spec)
             if self._stopped:
                 raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
-            ended = self._container.run(emit)
+            ended = self._container.run(output)
             result = _result(outbox, ctx.step.id)
         if result is not None:
             record.was_elsewhere(result.leased, result.peak_rss_bytes)
         if ended.code != StepExit.OK:
-            raise _failure(ended, result, lines)
+            raise _failure(ended, result, output.last)
         if result is None:
             raise EvidenceError(f"the container of {ctx.step.id} ended well and left no result")
         return _checked(ctx, result)
@@ -137,7 +128,7 @@ def _result(outbox: Path, step: str) -> Result | None:
     return Result.read(file, step)
 
 
-def _failure(ended: Ended, result: Result | None, lines: deque[str]) -> FailedElsewhere:
+def _failure(ended: Ended, result: Result | None, lines: Iterable[str]) -> FailedElsewhere:
     exit_, what = class_of(ended.code, lines, memory_killed=ended.memory_killed)
     return FailedElsewhere(exit_, (result and result.error) or f"the container ended: {what}")
 

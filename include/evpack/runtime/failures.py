@@ -6,8 +6,10 @@ this very attempt printed; the log of earlier attempts plays no part.
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ JITTER = 0.2
 
 _CONTAINER_SIGNAL = 128
 """A process that signal n ended shows as 128 + n where a shell or a container engine stands in between."""
+
+_LAST_LINES = 200
 
 _VMSTAT = Path("/proc/vmstat")
 
@@ -49,6 +53,19 @@ _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
 )
 """Read from the top. What no pattern knows may be cured by another try, as everything may that looks transient. So may
 an assert of a device: the device is quarantined (`runtime.leases`), another one gets the next try."""
+
+
+class Output:
+    """What an attempt prints: handed to a log line by line, the last lines kept to tell its class."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self.last: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def __call__(self, line: str) -> None:
+        """Take one line."""
+        self.last.append(line)
+        self._log.info("%s", line)
 
 
 @dataclass(frozen=True)
