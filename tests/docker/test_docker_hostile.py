@@ -78,6 +78,11 @@ def test_a_model_around_or_among_the_secrets_is_refused(plan: Plan, home: Home, 
         spec_of(run, home, CALIBRATE)
 
 
+def test_to_look_for_secrets_makes_none(plan: Plan, home: Home) -> None:
+    spec_of(plan(), home, CALIBRATE)
+    assert not home.keys.exists()
+
+
 def test_a_text_that_is_the_signing_key_is_refused(plan: Plan, home: Home) -> None:
     home.keys.mkdir()
     key = home.keys / "signing.pem"

@@ -26,7 +26,6 @@ from evpack.processes import lives, start_of
 from evpack.rundir import RunDir
 from evpack.runtime.process import step_environment
 from evpack.settings import Settings
-from evpack.steps.build_pack import signing_key_of
 from evpack.steps.repeats import repeated_step
 from evpack.steps.runtime_manifest import IMAGE_ENV
 
@@ -208,7 +207,7 @@ def step_container(
         make_for(owner, home.models)
         writable.append(home.models)  # where a conversion is kept for all campaigns
     mounts = [Mount(path) for path in read if path.exists() and not _built_in(path)]
-    _keep_secrets(mounts, home, signing_key_of(settings, home))
+    _keep_secrets(mounts, [home.keys, home.airflow, *([Path(settings.signing_key)] if settings.signing_key else [])])
     mounts += [*(Mount(path, True) for path in writable), *map(Mount, kept)]
     return ContainerSpec(
         image=limits.image,
@@ -272,9 +271,8 @@ def first_link(run: RunDir, path: Path) -> Path | None:
     return next((part for part in steps if part.is_symlink()), None)
 
 
-def _keep_secrets(mounts: Iterable[Mount], home: Home, signing_key: Path | None) -> None:
+def _keep_secrets(mounts: Iterable[Mount], secrets: Iterable[Path]) -> None:
     """Refuse to show a container the deployment's keys and passwords, because a model or a text lies around them."""
-    secrets = [home.keys, home.airflow, *([signing_key] if signing_key else [])]
     for mount in mounts:
         for secret in secrets:
             place, hidden = mount.path.resolve(), secret.resolve()
