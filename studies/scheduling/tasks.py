@@ -5,8 +5,8 @@ Lists, their order and weights come from the code that the DAG uses (`airflow.it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from evpack.airflow.items import cell_items, model_items, used_lanes
 from evpack.airflow.weights import task_weight
@@ -113,17 +113,3 @@ def _lane_tasks(plan: CampaignPlan, lane_id: str, durations: Durations, order: s
                 )
                 before = frozenset({step.id})
     return tasks
-
-
-def of_run(tasks: Iterable[Task], run: str, age: int) -> list[Task]:
-    """The same tasks as part of one of several DAG runs."""
-    return [
-        replace(
-            task,
-            id=f"{run}/{task.id}",
-            needs=frozenset(f"{run}/{need}" for need in task.needs),
-            duration=replace(task.duration, shared=f"{run}/{task.duration.shared}" if task.duration.shared else None),
-            age=age,
-        )
-        for task in tasks
-    ]

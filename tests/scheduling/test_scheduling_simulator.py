@@ -18,7 +18,8 @@ from studies.scheduling.durations import Host, by_formula, edit_rates
 from studies.scheduling.rule import choose, starting_order
 from studies.scheduling.shapes import FULL, full_models, pretend_hub, weights_gb
 from studies.scheduling.simulator import Simulation, Span, host_pools
-from studies.scheduling.tasks import CPU, GPU, Duration, Task, airflow_tasks, of_run
+from studies.scheduling.tasks import CPU, GPU, Duration, Task, airflow_tasks
+from tests.scheduling.traces import of_run
 
 RATES = {"quant_rtn": 0.3, "fp8_quant": 0.3, "magnitude_prune": 0.35, "lowrank_svd": 0.27, "pass": 0.7}
 HOST = Host(edit_rates_gb_s=RATES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import combinations
 from typing import Any
@@ -15,7 +16,7 @@ from evpack.runtime.threads import frozen_settings
 from evpack.steps.timeline import attempt_bars
 from studies.scheduling.durations import measured
 from studies.scheduling.simulator import Simulation, Span
-from studies.scheduling.tasks import airflow_tasks, of_run
+from studies.scheduling.tasks import Task, airflow_tasks
 
 TIED_S = 1.0
 """What became ready this short a time before another task was chosen may have missed that choice."""
@@ -95,6 +96,20 @@ def devices_of_bar(plan: CampaignPlan, step_id: str) -> int:
     from evpack.plan.memory import devices_of
 
     return devices_of(plan, plan.step(step_id))
+
+
+def of_run(tasks: Iterable[Task], run: str, age: int) -> list[Task]:
+    """The same tasks as part of one of several DAG runs."""
+    return [
+        replace(
+            task,
+            id=f"{run}/{task.id}",
+            needs=frozenset(f"{run}/{need}" for need in task.needs),
+            duration=replace(task.duration, shared=f"{run}/{task.duration.shared}" if task.duration.shared else None),
+            age=age,
+        )
+        for task in tasks
+    ]
 
 
 def simulated(runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping[str, int]) -> list[Span]:
