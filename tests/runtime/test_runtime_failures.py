@@ -34,6 +34,8 @@ def test_a_code_of_a_step_is_believed_whatever_was_printed(code: StepExit) -> No
         ("ValueError: 'fp9' is not a valid dtype", StepExit.PERMANENT),
         ("requests.exceptions.ConnectionError: reset", StepExit.TRANSIENT),
         ("HTTP Error 503", StepExit.TRANSIENT),
+        ("Timeout (6:01:00)!", StepExit.TRANSIENT),
+        ("ImportError: seen and mended\nTimeout (0:00:02)!", StepExit.TRANSIENT),
         ("something nobody has seen", StepExit.TRANSIENT),
         # words that only look like a class
         ("loaded ROOMS_2024, window 503", StepExit.TRANSIENT),

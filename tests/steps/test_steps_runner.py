@@ -13,9 +13,11 @@ import pytest
 
 from evpack import errors
 from evpack.errors import BadInput, StepExit
-from evpack.files import publishing, read_json
+from evpack.files import publishing, read_json, write_json
 from evpack.plan.model import StepPlan, StepType
+from evpack.processes import start_of
 from evpack.rundir import RunDir
+from evpack.runtime.failures import class_of
 from evpack.settings import Settings
 from evpack.steps import runner, state
 from evpack.steps.base import StepContext
@@ -219,8 +221,9 @@ sys.exit(runner.main_step(Path(sys.argv[1]), sys.argv[2], 1, None))
 """
 
 
-def child(run: RunDir, step: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", CHILD, str(run.root), step], stdout=subprocess.PIPE, text=True)
+def child(run: RunDir, step: str, code: str = CHILD, stderr: int | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, str(run.root), step]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     assert any("working" in line for line in process.stdout)
     return process
@@ -234,6 +237,43 @@ def test_sigterm_ends_a_step_and_leaves_nothing_half_written(run: RunDir) -> Non
     assert process.returncode == StepExit.TRANSIENT
     assert list(run.model("m").root.iterdir()) == []
     assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
+
+
+def test_a_second_sigterm_does_not_break_the_end(run: RunDir) -> None:
+    clean = "print('cleaning', flush=True); time.sleep(1); print('cleaned', flush=True)"
+    code = CHILD.replace(
+        "        time.sleep(60)\n", f"        try:\n            time.sleep(60)\n        finally:\n            {clean}\n"
+    )
+    process = child(run, SETUP, code)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and any("cleaning" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == StepExit.TRANSIENT and "cleaned" in output
+    assert list(run.model("m").root.iterdir()) == []
+    assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
+
+
+def test_a_step_that_hangs_where_no_signal_reaches_it_is_ended_all_the_same(run: RunDir) -> None:
+    runner.run_step(run.root, SETUP)
+    hang = CHILD.replace("time.sleep(60)", "collections.deque(itertools.repeat(0), maxlen=0)")
+    code = f"import collections, itertools\n{hang}".replace("sys.exit(", "runner.HANG_S = 1\nsys.exit(")
+    process = child(run, CALIBRATE, code, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and class_of(1, output.splitlines())[0] is StepExit.TRANSIENT
+    assert "Timeout (0:00:02)!" in output and "in work" in output  # and where it hung
+    assert state.step_state(run, CALIBRATE) == "failed"
+
+
+def test_another_process_with_the_id_of_a_dead_one_runs_no_step(run: RunDir) -> None:
+    attempt = state.Attempt(run, SETUP, 1, None)
+    attempt.begin()
+    (file,) = run.attempts(SETUP).iterdir()
+    assert state.step_state(run, SETUP) == "running"
+    write_json(file, {**read_json(file), "pid_start": start_of(1)})  # as if its id had been given to this process
+    assert state.step_state(run, SETUP) == "failed"
+    state.close_dead_attempts(run, SETUP, StepExit.TRANSIENT, "killed")
+    assert [record["error"] for record in state.read_attempts(run, SETUP)] == ["killed"]
 
 
 def test_sigkill_leaves_an_attempt_that_is_seen_as_failed(run: RunDir) -> None:

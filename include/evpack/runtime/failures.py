@@ -33,6 +33,8 @@ _LAST_LINES = 200
 _VMSTAT = Path("/proc/vmstat")
 
 _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
+    # The end of a step that hung beyond its time limit (`steps.runner`).
+    (StepExit.TRANSIENT, re.compile(r"^Timeout \(\d+:\d\d:\d\d\)!$", re.MULTILINE)),
     (
         StepExit.OUT_OF_MEMORY,
         re.compile(

@@ -6,6 +6,7 @@ Order: read the plan -> needs -> marker (keep or archive) -> work -> marker -> a
 from __future__ import annotations
 
 import errno
+import faulthandler
 import importlib
 import logging
 import os
@@ -49,6 +50,9 @@ ALWAYS_RUN = frozenset({StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.
 
 _PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)
 """Python errors that a second try cannot cure (scheduling spec, section 7)."""
+
+HANG_S = 60
+"""Seconds that a step may take to clean up when its time limit is over."""
 
 Work = Callable[[StepContext, state.Attempt], list[Path]]
 """Does a step's work and gives what it published, as a step function does; `work_here` does, or a container."""
@@ -240,9 +244,9 @@ def work_here(ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevi
         return _function(ctx.step.type)(ctx)
     if lease is None:
         raise BrokenContract(f"step {ctx.step.id} needs {count} devices, and whoever runs it leases none")
-    left = signal.alarm(0)
+    left = _run_clock(0)
     with lease(ctx, count) as leased:
-        signal.alarm(left)
+        _run_clock(left)
         note(leased)
         return _function(ctx.step.type)(replace(ctx, leased=leased))
 
@@ -322,25 +326,42 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
-    """Turn SIGTERM and the step's time limit into exceptions, so that temporary directories are cleaned up."""
+    """Turn SIGTERM and the step's time limit into exceptions, so that temporary directories are cleaned up.
+
+    The first of them counts. What comes while the step cleans up or writes its end must not break that; SIGKILL ends
+    what does not come to an end.
+    """
     if not own_process:
         yield
         return
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else TimedOut
 
-    def expire(_number: int, _frame: FrameType | None) -> None:
-        raise TimedOut
-
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGALRM, expire)
-    if step.timeout_s:
-        signal.alarm(step.timeout_s)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGALRM, end)
+    _run_clock(step.timeout_s or 0)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _run_clock(0)
+
+
+def _run_clock(seconds: int) -> int:
+    """Let a step's time limit run, 0: let it stand still. The seconds that were left.
+
+    Python looks at the signal between two of its own instructions, so a step that hangs within a library, on an
+    accelerator for one, would never end by it: `HANG_S` later the process ends itself, without Python.
+    """
+    left = signal.alarm(seconds)
+    if seconds:
+        faulthandler.dump_traceback_later(seconds + HANG_S, exit=True, file=sys.__stderr__ or sys.stderr)
+    else:
+        faulthandler.cancel_dump_traceback_later()
+    return left
 
 
 def in_own_process(attempt: Callable[[], StepExit]) -> int:

@@ -22,6 +22,7 @@ from evpack.errors import WAITING, EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import CampaignPlan, StepPlan
+from evpack.processes import lives, start_of
 from evpack.rundir import RunDir
 from evpack.steps.base import Leased
 
@@ -186,6 +187,7 @@ class Attempt:
             "peak_rss_bytes": self._peak or peak_rss_bytes(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pid_start": start_of(os.getpid()),
             "leased": asdict(self.leased) if self.leased else None,
             **end,
         }
@@ -278,16 +280,8 @@ def step_state(run: RunDir, step_id: str) -> str:
 
 
 def _alive(record: dict[str, Any]) -> bool:
-    """Whether the process of a running attempt exists; on another host it is taken to."""
-    if record["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether the process of a running attempt exists; on another host it is taken to. Old records name no start."""
+    return record["host"] != socket.gethostname() or lives(record["pid"], record.get("pid_start", ""))
 
 
 def progress(run: RunDir, plan: CampaignPlan) -> dict[str, Any]:
