@@ -95,7 +95,6 @@ def test_timeouts_of_params_are_laid_over_those_of_the_environment() -> None:
     [
         ("INVARLOCK_PREVIEW_WINDOWS", "-1"),
         ("TASK_TIMEOUT_DEFAULT", "10000000000"),
-        ("TASK_TIMEOUT_EVALUATE_EDIT", "-1"),
         ("INVARLOCK_FINAL_WINDOWS", "0"),
         ("INVARLOCK_SEQ_LEN", "12.5"),
         ("INVARLOCK_STRIDE", "many"),
