@@ -1,6 +1,7 @@
 """A stand-in step that fails as it is told: EVPACK_FAULTS names a file with what each attempt of a step does.
 
-`{step id: [behaviour of the first attempt, of the second ...]}`; an attempt beyond the list works. GPU-0 is sick.
+`{step id: [behaviour of the first attempt, of the second ...]}`; an attempt beyond the list works. A device that it
+names is sick.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ REAL = sham_step.pause
 
 
 def work(ctx: StepContext) -> list[Path]:
-    if "GPU-0" in ctx.leased.devices:
+    faults = json.loads(Path(os.environ["EVPACK_FAULTS"]).read_text())
+    if not faults.keys().isdisjoint(ctx.leased.devices):
         raise RuntimeError("CUDA error: device-side assert triggered")
     done = [record for record in read_attempts(ctx.run, ctx.step.id) if record["class"] not in ("running", "no_device")]
-    behaviours = json.loads(Path(os.environ["EVPACK_FAULTS"]).read_text()).get(ctx.step.id, [])
+    behaviours = faults.get(ctx.step.id, [])
     match behaviours[len(done)] if len(done) < len(behaviours) else "work":
         case "transient":
             raise Transient("the network is away")

@@ -47,6 +47,7 @@ def evaluate(scenario: str) -> str:
 
 
 FAULTS = {
+    "GPU-0": ["sick"],
     evaluate("prune_50pct_stress"): ["defect"],
     evaluate("extreme_quant"): ["transient", "transient"],
     evaluate("nan_injection"): ["memory"],
@@ -77,14 +78,26 @@ def hanging(run: RunDir) -> int | None:
     return next((record["pid"] for record in records if record["class"] == "running" and record["leased"]), None)
 
 
-def test_classes_of_failures_and_a_sick_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = tmp_path / "faults.json"
-    faults.write_text(json.dumps(FAULTS))
-    monkeypatch.setenv("EVPACK_FAULTS", str(faults))
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]]], None]:
+    """Makes the steps of a stage fail as told."""
+
+    def write(faults: dict[str, list[str]]) -> None:
+        (tmp_path / "faults.json").write_text(json.dumps(faults))
+
+    monkeypatch.setenv("EVPACK_FAULTS", str(tmp_path / "faults.json"))
     monkeypatch.setattr(stages, "_DAG_FILE", DAG_FILE)
-    settings = {"retry_backoff_base": 0.5, "retry_backoff_max": 1, "reschedule_pause": 2, "lease_wait": 1}
+    return write
+
+
+Faulty = Callable[[dict[str, list[str]]], None]
+IMPATIENT = {"retry_backoff_base": 0.5, "retry_backoff_max": 1, "reschedule_pause": 2, "lease_wait": 1}
+
+
+def test_classes_of_failures_and_a_sick_device(tmp_path: Path, faulty: Faulty) -> None:
+    faulty(FAULTS)
     with stages.stage(tmp_path, [MODEL], devices=2, cpu_slots=2, scale=0) as at:
-        run = at.start("faults", models=[MODEL], scenarios=SCENARIOS, **settings)
+        run = at.start("faults", models=[MODEL], scenarios=SCENARIOS, **IMPATIENT)
 
         # The task is killed while its step computes: the device stays with the step until that has ended.
         step = psutil.Process(eventually(lambda: hanging(run) or ended(at)))
@@ -127,3 +140,60 @@ def test_classes_of_failures_and_a_sick_device(tmp_path: Path, monkeypatch: pyte
     tries = {order[task["map_index"]]: task["try_number"] for task in tasks}
     assert tries["prune_50pct_stress"] == 1
     assert tries["extreme_quant"] == 3  # waiting for a device costs no try
+
+
+def test_a_resume_maps_a_model_without_memory_into_the_next_lane(tmp_path: Path, faulty: Faulty) -> None:
+    """Calibration needs two devices, one cell needs four: each resume redoes what failed, a lane further on."""
+    calibrate, hungry, other = f"{NAME}.calibrate", evaluate("extreme_quant"), evaluate("nan_injection")
+    # The first attempt of each cell is refused, because there is no preset.
+    faulty({calibrate: ["memory"] * 3, hungry: ["work", *["memory"] * 3]})
+
+    def states(run_id: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for task in at.client.tasks(CAMPAIGN_DAG, run_id):
+            found.setdefault(task["task_id"], set()).add(task["state"])
+        return found
+
+    def devices(step: str) -> list[int]:
+        return [len(record["leased"]["devices"]) for record in read_attempts(run, step) if record["leased"]]
+
+    with stages.stage(tmp_path, [MODEL], devices=4, cpu_slots=2, scale=0) as at:
+        run = at.start("planned", models=[MODEL], scenarios=["extreme_quant", "nan_injection"], **IMPATIENT)
+        at.wait("planned")
+        frozen, lane = run.plan.read_bytes(), load_plan(run).model(NAME).lane
+        assert lane == "gpu1_s"
+        assert states("planned")["gpu1_s.models.calibrate"] == {"failed"}
+        created = {step.id: read_marker(run, step.id) for step in load_plan(run).steps_of(StepType.CREATE)}
+        assert None not in created.values()
+
+        at.start("second", resume=str(run.root))
+        at.wait("second")
+        second = states("second")
+        assert second["gpu1_s.select_models"] == second["gpu1_s.models.calibrate"] == {"skipped"}
+        assert second["gpu2_s.models.setup_baseline"] == second["gpu2_s.models.calibrate"] == {"success"}
+        assert second["gpu2_s.cells.evaluate"] == {"success", "failed"}
+        assert devices(calibrate) == [1, 1, 1, 2] and devices(other) == [2] and devices(hungry) == [2, 2, 2]
+        kept = {step: read_marker(run, step) for step in (calibrate, other, f"{NAME}.setup_baseline")}
+
+        at.start("third", resume=str(run.root))
+        at.wait("third")
+        assert states("third")["gpu4_s.cells.evaluate"] == {"success"}
+        assert states("third")["gpu2_s.select_cells"] == {"skipped"}
+
+        # A task of an earlier run holds fewer slots than its step now has devices.
+        def tries() -> int:
+            (task,) = (t for t in at.steps("planned") if t["task_id"] == "gpu1_s.models.calibrate")
+            return int(task["try_number"])
+
+        before = tries()
+        at.client.clear(CAMPAIGN_DAG, "planned", [("gpu1_s.models.calibrate", 0)])
+        at.wait("planned")
+        assert tries() == before + 1
+        assert states("planned")["gpu1_s.models.calibrate"] == {"failed"}
+
+    assert devices(hungry) == [2, 2, 2, 4] and devices(calibrate) == [1, 1, 1, 2] and devices(other) == [2]
+    assert {step: read_marker(run, step) for step in kept} == kept
+    assert {step: read_marker(run, step) for step in created} == created
+    assert run.plan.read_bytes() == frozen
+    changes = [(change.to_lane, change.step, change.dag_run) for change in load_plan(run).lane_changes]
+    assert changes == [("gpu2_s", calibrate, "second"), ("gpu4_s", hungry, "third")]

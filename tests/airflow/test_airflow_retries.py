@@ -16,13 +16,14 @@ from evpack.airflow.endings import (
     StepFailed,
     StepRetry,
     StepRetryPolicy,
+    check_lane,
     check_tries,
     end_task,
     used_retries,
 )
 from evpack.errors import StepExit
 from evpack.files import write_json
-from evpack.plan.model import StepPlan, StepType
+from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RetryLimits
 from evpack.settings import MOST_RETRIES, Settings
@@ -100,6 +101,13 @@ def test_memory_is_retried_twice_and_only_with_a_smaller_batch(run: RunDir) -> N
     out_of_memory(run)
     with pytest.raises(StepFailed, match="halved as often"):
         end_task(StepExit.OUT_OF_MEMORY, STEP, run)
+
+
+def test_a_task_runs_no_step_of_a_lane_that_its_model_left(run: RunDir) -> None:
+    plan = load_plan(run)
+    check_lane("cpu_s.models.calibrate", plan, STEP)
+    with pytest.raises(StepFailed, match=r"is in lane cpu_s .* this task is one of gpu1_s"):
+        check_lane("gpu1_s.models.calibrate", plan, STEP)
 
 
 # --- the policy ------------------------------------------------------------------------------------------------------

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from evpack.cli import plan, revisions, settings, suites
-from evpack.errors import BadInput
+from evpack.cli import campaign, plan, revisions, settings, suites
+from evpack.errors import BadInput, CampaignExit, StepExit
 from evpack.plan.model import load_plan
+from evpack.plan.nvml import SIMULATED_ENV
 from evpack.rundir import RunDir
 from evpack.settings_docs import tuning_page
+from evpack.steps.state import Attempt
 
 
 @pytest.fixture
@@ -46,6 +49,39 @@ def test_plan_writes_a_run_directory(app: typer.Typer, tmp_path: Path) -> None:
     assert "planned in" in output(app, *FIXTURE, "--out", "run")
     assert load_plan(RunDir(tmp_path / "run")).suite == "fixture"
     assert "planned in" in output(app, "plan", "--out", "run")
+
+
+def test_a_model_without_memory_is_taken_up_in_the_next_lane(
+    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign.register(app)
+    devices = [{"uuid": f"GPU-{number}", "memory_gb": 80} for number in range(2)]
+    (tmp_path / "gpus.json").write_text(json.dumps({"devices": devices}))
+    monkeypatch.setenv(SIMULATED_ENV, str(tmp_path / "gpus.json"))
+    monkeypatch.delenv("NUM_GPUS")
+    run = RunDir(tmp_path / "run")
+
+    def status() -> str:
+        result = CliRunner().invoke(app, ["campaign", "status", "run"])
+        assert result.exit_code == CampaignExit.INCOMPLETE, result.exception
+        return " ".join(result.output.split())
+
+    def starve(lane: str) -> None:
+        for number in (1, 2, 3):
+            Attempt(run, "fixture.calibrate", number, None, lane).end(StepExit.OUT_OF_MEMORY, "no memory")
+
+    assert "1 devices, lane gpu1_s" in output(app, *FIXTURE, "--out", "run")
+    assert "moved" not in status() and "no next lane" not in status()
+    starve("gpu1_s")
+    assert "fixture.calibrate ran out of memory; the next resume moves its model to lane gpu2_s" in status()
+    text = output(app, "plan", "--out", "run")
+    assert "2 devices, lane gpu2_s" in text
+    line = "fixture moved from lane gpu1_s to gpu2_s, because fixture.calibrate ran out of memory"
+    assert line in text and line in status()
+    starve("gpu2_s")
+    assert line in status()
+    assert "has no next lane: its model has 2 devices, this host gives the campaign 2" in status()
+    assert "mend: plan a new campaign with a lower INVARLOCK_EVAL_BATCH or INVARLOCK_SEQ_LEN" in status()
 
 
 def test_misspelt_variables_are_told(

@@ -230,6 +230,16 @@ def test_a_pool_that_is_too_small_keeps_the_model(run: RunDir, home: Home) -> No
     assert not run.lane_changes.exists()
 
 
+def test_devices_that_cannot_be_asked_keep_the_model(run: RunDir, home: Home, tmp_path: Path) -> None:
+    needs(run, A_CALIBRATE, 2)
+    attempt(run, A_SETUP)
+    exhaust(run, A_CALIBRATE)
+    (tmp_path / "gpus.json").write_text("{")
+    (shortage,) = shortages(run, load_plan(run), home)
+    assert shortage.change is None and SIMULATED_ENV in shortage.text()
+    assert replan(run, load_plan(run), home, None).lane_changes == ()
+
+
 def test_a_model_at_work_is_not_moved(run: RunDir, home: Home) -> None:
     needs(run, A_CALIBRATE, 2)
     attempt(run, A_SETUP)

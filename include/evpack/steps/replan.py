@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from evpack.errors import BadInput
+from evpack.errors import BadInput, EvpackError
 from evpack.files import utc_now, write_atomic, write_json
 from evpack.home import Home
 from evpack.plan.lane_changes import LaneChange, LaneChanges
@@ -29,7 +29,7 @@ class Shortage:
     """Id of the step."""
     change: LaneChange | None = None
     """What a resume does about it."""
-    stays: BadInput | None = None
+    stays: EvpackError | None = None
     """Why it can do nothing, and how that can be mended."""
 
     def text(self) -> str:
@@ -71,7 +71,7 @@ def shortages(run: RunDir, plan: CampaignPlan, home: Home, dag_run: str | None =
             continue
         try:
             change = _next_change(run, plan, model, steps[0], home, dag_run)
-        except BadInput as problem:
+        except EvpackError as problem:
             found.append(Shortage(steps[0].id, stays=problem))
         else:
             plan = plan.moved([change])
@@ -85,7 +85,7 @@ def _next_change(
     """The change that gives a step the next larger number of devices.
 
     Raises:
-        BadInput: why there is none, and the mend.
+        EvpackError: why there is none, and the mend.
     """
     if devices_of(plan, step) == 0:
         mend = f"{_SMALLER}, or resume" if step.type in SCORING else "resume"
