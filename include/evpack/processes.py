@@ -32,6 +32,11 @@ def lives(pid: int, start: str) -> bool:
     return found is not None and (_UNSEEN in (found, start) or found == start)
 
 
+def same_boot(start: str, other: str) -> bool:
+    """Whether two processes, by their starts, are of one run of the system."""
+    return start.partition("/")[0] == other.partition("/")[0]
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)

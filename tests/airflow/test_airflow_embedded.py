@@ -20,6 +20,7 @@ from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.config import Deployment
 from evpack.errors import BadInput, Transient
 from evpack.home import Home
+from evpack.processes import start_of
 
 
 @pytest.fixture
@@ -84,11 +85,11 @@ def test_leftovers_of_a_killed_predecessor_are_stopped(fresh: Deployment) -> Non
     leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert leader.stdout is not None
     inner = psutil.Process(int(leader.stdout.readline()))
-    started = psutil.Process(leader.pid).create_time()
+    start = start_of(leader.pid)
     leader.kill()
     leader.wait()
     assert inner.is_running()
-    fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": leader.pid, "started": started}]}))
+    fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": leader.pid, "start": start}]}))
     told: list[str] = []
     assert embedded.stop_leftovers(fresh, told.append) == 1
     psutil.wait_procs([inner], timeout=30)
@@ -98,12 +99,34 @@ def test_leftovers_of_a_killed_predecessor_are_stopped(fresh: Deployment) -> Non
 
 
 def test_a_session_id_that_was_given_again_is_left_alone(fresh: Deployment) -> None:
+    """In this boot to a later process than the one that was noted, or after the host was booted."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
-        later = psutil.Process(other.pid).create_time() + 3600
-        fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": other.pid, "started": later}]}))
-        assert embedded.stop_leftovers(fresh) == 0
+        boot, _, tick = str(start_of(other.pid)).partition("/")
+        for start in (f"{boot}/{int(tick) - 100}", f"another boot/{tick}"):
+            fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": other.pid, "start": start}]}))
+            assert embedded.stop_leftovers(fresh) == 0
         assert other.poll() is None
         other.communicate(b"\n")
+
+
+def test_a_session_of_before_the_boot_has_no_members(fresh: Deployment) -> None:
+    code = "import os, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(600)"
+    leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert leader.stdout is not None
+    stranger = psutil.Process(int(leader.stdout.readline()))
+    leader.wait()
+    try:
+        fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": leader.pid, "start": "another boot/1"}]}))
+        assert embedded.stop_leftovers(fresh) == 0 and stranger.is_running()
+    finally:
+        stranger.kill()
+
+
+def test_a_clock_that_is_set_back_hides_no_leftover(fresh: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as ours:
+        fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": ours.pid, "start": start_of(ours.pid)}]}))
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0)
+        assert embedded.stop_leftovers(fresh) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"sessions": []}'])

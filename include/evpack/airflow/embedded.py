@@ -28,6 +28,7 @@ from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.config import HOST, USER, Deployment
 from evpack.errors import BadInput, Transient
 from evpack.files import write_atomic
+from evpack.processes import same_boot, start_of
 from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.pools import pool_slots
 from evpack.runtime.process import die_with_parent
@@ -133,7 +134,7 @@ def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[Runn
 
 def stop_leftovers(deployment: Deployment, say: Say | None = None) -> int:
     """End every process of the sessions recorded in embedded.json; returns how many there were."""
-    sessions = {int(entry["sid"]): float(entry["started"]) for entry in _state(deployment).get("sessions", [])}
+    sessions = {int(entry["sid"]): str(entry["start"]) for entry in _state(deployment).get("sessions", [])}
     found = _members(sessions)
     if found and say is not None:
         say(f"stopping {len(found)} processes that an earlier Airflow left behind")
@@ -214,7 +215,7 @@ def _launch(airflow: RunningAirflow, name: str, arguments: list[str], up: bool) 
             preexec_fn=die_with_parent(signal.SIGTERM),
         )
     process = airflow.ours[name]
-    airflow.sessions.append({"name": name, "sid": process.pid, "started": psutil.Process(process.pid).create_time()})
+    airflow.sessions.append({"name": name, "sid": process.pid, "start": start_of(process.pid)})
     port = int(airflow.endpoint.url.rpartition(":")[2])
     document = {"owner": os.getpid(), "url": airflow.endpoint.url, "port": port, "up": up}
     document["sessions"] = airflow.sessions
@@ -254,17 +255,22 @@ def _free_port() -> int:
     raise Transient(f"no free port on {HOST}")
 
 
-def _members(sessions: dict[int, float]) -> list[psutil.Process]:
-    """Live processes of these sessions; the start time guards against ids that were given again."""
+def _members(sessions: dict[int, str]) -> list[psutil.Process]:
+    """Live processes of these sessions, by id and their leader's start (`processes.start_of`).
+
+    Within a boot an id is not given again while a session of that id has a member. So where the leader is gone, who is
+    in the session belongs to it; where a leader of another start is there, or the host was booted, it is a stranger's.
+    """
+    ours = {sid: start for sid, start in sessions.items() if start_of(sid) in (None, start)}
     found = []
     for process in psutil.process_iter():
         try:
-            started = sessions.get(os.getsid(process.pid))
-            if started is None or process.create_time() < started - 1 or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-        except (ProcessLookupError, PermissionError, psutil.Error):
+            leader = ours.get(os.getsid(process.pid))
+        except (ProcessLookupError, PermissionError):
             continue
-        found.append(process)
+        start = start_of(process.pid) if leader is not None else None
+        if leader is not None and start is not None and same_boot(start, leader):
+            found.append(process)
     return found
 
 
