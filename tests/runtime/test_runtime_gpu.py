@@ -49,6 +49,25 @@ def test_pool(params: dict[str, Any], environ: dict[str, str], expected: list[in
     assert [found.index for found in in_pool(HOST, resolve(params, {}, environ, {}))] == expected
 
 
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "GPU_ID_LIST"])
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [("MIG-aa", None), ("2", None), ("-2", None), ("9,GPU-x", None), ("-1", 0), ("-1,7", None), ("9,1", 1)],
+)
+def test_a_pool_of_devices_that_are_not_there_is_refused(
+    name: str, value: str, count: int | None, pretend: Pretend
+) -> None:
+    settings = resolve({}, {}, {name: value}, {})
+    pretend(count=2)
+    if count is None:
+        with pytest.raises(BadInput, match=f"{name}={value} names none of this host's 2 devices"):
+            host_devices(settings)
+    else:
+        assert host_devices(settings).count == count
+    pretend()
+    assert host_devices(settings).count == 0  # a host without devices computes on the CPU whatever is named
+
+
 def test_pretended_devices_say_so(pretend: Pretend) -> None:
     pretend({"used_gb": 30, "processes": [7, 8]}, {"health": "Xid 79"}, {"used_gb": 90})
     first, sick, full = read_devices()

@@ -29,6 +29,8 @@ LARGE_GB = 170
 """... memory of a scoring step from which they are (scheduling spec, section 2)."""
 SCORING = frozenset({StepType.CALIBRATE, StepType.EVALUATE})
 """The steps that compute on accelerators; edits stream on the CPU."""
+NO_DEVICE_NAMES = frozenset({"-1", "NoDevFiles"})
+"""What CUDA_VISIBLE_DEVICES holds where somebody, or a job scheduler, wants no device seen."""
 PRESET_GB = 5.0
 """Planned for deriving a preset (scheduling spec, 4.2)."""
 MEMORY_PLAN_COLUMNS = (
@@ -96,11 +98,26 @@ def edits_share_a_pass(
 
 
 def host_devices(settings: Settings) -> Devices:
-    """The healthy accelerators of this host that the settings admit (`nvml.in_pool`); none without a driver."""
-    names = settings.cuda_visible_devices if settings.cuda_visible_devices is not None else settings.gpu_id_list
+    """The healthy accelerators of this host that the settings admit (`nvml.in_pool`); none without a driver.
+
+    Raises:
+        BadInput: when a host with devices has none of those that are named: a large model would run on the CPU unasked.
+        Transient: when the driver does not answer.
+    """
+    named = settings.cuda_visible_devices is not None
+    names = settings.cuda_visible_devices if named else settings.gpu_id_list
     if settings.num_gpus == 0 or names == ():
         return Devices(0)
-    pool = [device for device in in_pool(read_devices(), settings) if device.fault is None]
+    found = read_devices()
+    admitted = in_pool(found, settings)
+    if names and found and not admitted and not NO_DEVICE_NAMES.issuperset(names):
+        raise BadInput(
+            f"{'CUDA_VISIBLE_DEVICES' if named else 'GPU_ID_LIST'}={','.join(names)} names none of this host's "
+            f"{len(found)} devices",
+            f"give numbers from 0 to {len(found) - 1} or beginnings of UUIDs (parts of a device, as MIG makes them, "
+            "cannot be leased), or NUM_GPUS=0 for the CPU",
+        )
+    pool = [device for device in admitted if device.fault is None]
     if not pool:
         return Devices(0)
     smallest = min(device.memory_gb for device in pool)
