@@ -96,14 +96,15 @@ def test_a_step_reaches_only_what_it_needs(
     run = plan()
     for step in (SETUP, CALIBRATE, PRESET, CREATE):
         assert in_container(run, step) is StepExit.OK
-    for place in (deployment.hf, deployment.keys, deployment.airflow, deployment.leases):
+    (deployment.hf / "hub").mkdir(parents=True)
+    for place in (deployment.keys, deployment.airflow, deployment.leases):
         place.mkdir()
     model = run.model("fixture")
     reports = model.root / "reports" / "quant_clean"
     places = [
         *(run.root, run.root / "state", run.root / "state" / "steps", run.presets, run.archive, run.archive / EVALUATE),
         *(model.root, model.baseline, model.baseline.parent, model.calibration, model.windows, reports),
-        *(model.root / "reports", deployment.hf),
+        *(model.root / "reports", deployment.hf, deployment.hf / "hub"),
     ]
     monkeypatch.setattr(
         "evpack.runtime.docker_step._command",

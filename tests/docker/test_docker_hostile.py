@@ -78,6 +78,13 @@ def test_a_model_around_or_among_the_secrets_is_refused(plan: Plan, home: Home, 
         spec_of(run, home, CALIBRATE)
 
 
+def test_the_token_beside_the_hub_cache_is_not_mounted(plan: Plan, home: Home) -> None:
+    (home.hf / "hub").mkdir(parents=True)
+    (home.hf / "token").touch()
+    places = {mount.path for mount in spec_of(plan(), home, SETUP).mounts}
+    assert home.hf / "hub" in places and not any((home.hf / "token").is_relative_to(place) for place in places)
+
+
 def test_to_look_for_secrets_makes_none(plan: Plan, home: Home) -> None:
     spec_of(plan(), home, CALIBRATE)
     assert not home.keys.exists()

@@ -189,7 +189,7 @@ def step_container(
     for path in writable:
         make_for(owner, path)
     cache = hub_cache(settings, home)
-    read = [run.root, home.hf, cache, cache.resolve(), *source_places(plan, step, home), *texts]
+    read = [run.root, cache, cache.resolve(), *source_places(plan, step, home), *texts]
     environment = step_environment({}, home=home, threads=threads, network=False) | {
         "HOME": _TMP,
         "TMPDIR": _TMP,
