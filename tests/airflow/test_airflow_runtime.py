@@ -33,6 +33,12 @@ def test_output_that_is_not_utf8_does_not_stop_a_step() -> None:
     assert lines == ["a\ufffdb"]
 
 
+def test_a_line_without_an_end_comes_in_pieces() -> None:
+    lines: list[str] = []
+    assert python("print('x' * 500_000, end='')").run(lines.append) == 0
+    assert "".join(lines) == "x" * 500_000 and len(lines) > 1
+
+
 def test_a_signal_shows_as_a_negative_code() -> None:
     assert python("import os; os.kill(os.getpid(), 9)").run(print) == -9
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evpack.errors import BadInput, Transient
 from evpack.home import Home
 from evpack.runtime.docker_spec import LABEL, ContainerSpec, Supervisor
-from evpack.runtime.process import GRACE_S
+from evpack.runtime.process import GRACE_S, LONGEST_LINE
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -20,7 +20,6 @@ TIMEOUT_S = 60
 """Longest wait for an answer of the engine; streams of output wait without end."""
 MAX_OUTPUT = 50_000_000
 """Characters of a container's output that reach the logs of task and step, as many bytes as the engine itself keeps."""
-_LONGEST_LINE = 1 << 16
 _STOPPED = 143
 """128 + SIGTERM: what is told of a container that was stopped before it could tell itself."""
 
@@ -181,14 +180,14 @@ def _answering(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines of a stream that comes in any pieces; a longer one than `_LONGEST_LINE` in several."""
+    """Whole lines of a stream that comes in any pieces; a longer one than `LONGEST_LINE` in several."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line.decode("utf-8", errors="replace").rstrip("\r") for line in whole)
-        while len(rest) > _LONGEST_LINE:
-            yield rest[:_LONGEST_LINE].decode("utf-8", errors="replace")
-            rest = rest[_LONGEST_LINE:]
+        while len(rest) > LONGEST_LINE:
+            yield rest[:LONGEST_LINE].decode("utf-8", errors="replace")
+            rest = rest[LONGEST_LINE:]
     if rest:
         yield rest.decode("utf-8", errors="replace")
 

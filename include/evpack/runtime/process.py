@@ -30,6 +30,9 @@ _NOT_FOR_STEPS = ("AIRFLOW", "_AIRFLOW", "PACK_", "INVARLOCK_")
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _THREADS = ("OMP_NUM_THREADS", "EVPACK_THREADS")
 
+LONGEST_LINE = 1 << 16
+"""Characters of one line of a step's output; a longer one comes in pieces."""
+
 GRACE_S = 3.0
 """Seconds a step may take to clean up after SIGTERM. Airflow kills the task itself 5 s after asking it to stop."""
 
@@ -70,7 +73,7 @@ class StepProcess:
         self._child: subprocess.Popen[str] | None = None
 
     def run(self, emit: Callable[[str], None]) -> int:
-        """Start the child, hand each of its output lines to `emit`, and wait.
+        """Start the child, hand each line of its output to `emit`, and wait.
 
         Returns:
             Its exit code; ``-n`` when signal n ended it.
@@ -88,8 +91,8 @@ class StepProcess:
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
         assert self._child.stdout is not None  # noqa: S101 - stdout=PIPE above
-        with self._child.stdout as lines:
-            for line in lines:
+        with self._child.stdout as output:
+            while line := output.readline(LONGEST_LINE):
                 emit(line.rstrip("\n"))
         return self._child.wait()
 
