@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
@@ -19,6 +19,7 @@ from evpack.files import digest_json, parse_json
 POLICY_SCHEMA: Final = "evpack_policy_v1"
 TIERS_SCHEMA = "evpack_tiers_v1"
 EvidenceLevel = Literal["low", "medium", "high"]
+LEVELS: tuple[EvidenceLevel, ...] = ("low", "medium", "high")
 
 _RANGES = ("primary_metric.acceptance_range", "primary_metric.drift_band")
 _POSITIVE = ("metrics.pm_ratio.ratio_limit_base", *(f"{name}.{end}" for name in _RANGES for end in ("min", "max")))
@@ -103,9 +104,9 @@ class Policy(BaseModel):
         return self.number("primary_metric.drift_band.min"), self.number("primary_metric.drift_band.max")
 
     @property
-    def evidence_cap(self) -> str:
-        """Highest evidence level a pack under this policy may claim: low, medium or high."""
-        return self.text("evidence.max_level")
+    def evidence_cap(self) -> EvidenceLevel:
+        """Highest evidence level a pack under this policy may claim."""
+        return cast(EvidenceLevel, self.text("evidence.max_level"))
 
     def values(self) -> dict[str, Any]:
         """Nested plain values, as a report's ``resolved_policy`` holds them."""
@@ -146,7 +147,7 @@ class Policy(BaseModel):
                 raise EvidenceError(f"{name}: {label} is empty: minimum {low} above maximum {high}")
         if unknown := set(self.words("verdict.signal_kinds")) - _SIGNAL_KINDS:
             raise EvidenceError(f"{name}: unknown signal kind {sorted(unknown)[0]!r}")
-        if self.evidence_cap not in ("low", "medium", "high"):
+        if self.evidence_cap not in LEVELS:
             raise EvidenceError(f"{name}: unknown evidence level {self.evidence_cap!r}")
 
 

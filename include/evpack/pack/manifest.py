@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from evpack import __version__
+from evpack.catalog.policy import LEVELS, EvidenceLevel
 from evpack.files import Json, sha256_bytes
 from evpack.pack import layout, schemas
 from evpack.pack.layout import Layout
@@ -20,9 +21,6 @@ from evpack.settings import Settings
 FORMAT = "evidence-pack-v1"
 MAX_MANIFEST_BYTES = 32 << 20
 """Largest manifest that is parsed; with 100,000 artifacts of ordinary length it has about 8 MB."""
-
-EvidenceLevel = Literal["low", "medium", "high"]
-LEVELS: tuple[EvidenceLevel, ...] = ("low", "medium", "high")
 
 MODEL_LICENSES = {
     "mistralai/Mistral-7B-v0.1": "Apache-2.0",

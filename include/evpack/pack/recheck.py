@@ -13,14 +13,14 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from evpack.catalog.policy import Policy
+from evpack.catalog.policy import EvidenceLevel, Policy
 from evpack.catalog.scenarios import Category
 from evpack.files import Json, canonical_json, pretty_json
 from evpack.pack import layout
 from evpack.pack.evidence import Campaign, entry, open_campaign, unusual
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
-from evpack.pack.manifest import EvidenceLevel, evidence_level
+from evpack.pack.manifest import evidence_level
 from evpack.pack.recheck_model import ModelFacts, check_model
 from evpack.pack.recheck_report import Judged, iso_time, judge_report, pack_name
 from evpack.verdict.evidence import ReportKey, expected_reports
@@ -56,13 +56,12 @@ class Recheck:
     @property
     def level(self) -> EvidenceLevel:
         """The evidence level these files earn."""
-        cap: EvidenceLevel = self.campaign.policy.evidence_cap  # type: ignore[assignment]  # one of the three
         return evidence_level(
             clean_reports=self.reports - self.error_injection_reports,
             failed_reports=self.failed_reports,
             source=self.campaign.has(layout.SOURCE),
             environment=self.campaign.has(layout.ENVIRONMENT),
-            cap=cap,
+            cap=self.campaign.policy.evidence_cap,
         )
 
     def summary(self) -> dict[str, Json]:

@@ -27,7 +27,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evpack.catalog.policy import Policy
+from evpack.catalog.policy import LEVELS, Policy
 from evpack.errors import EvpackError
 from evpack.files import canonical_json
 from evpack.pack import attest, checksums, inventory, layout, manifest, signature
@@ -348,7 +348,7 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
         if place not in files or files[place] != data:
             state.add(VerifyExit.EVIDENCE, f"{place}: not what recomputing gives")
     claimed, earned = document.get("evidence_level"), result.level
-    if claimed is not None and manifest.LEVELS.index(claimed) > manifest.LEVELS.index(earned):
+    if claimed is not None and LEVELS.index(claimed) > LEVELS.index(earned):
         state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")
     if demands.attestation is not None:
         attest.check_statement(demands.attestation, files, where)
