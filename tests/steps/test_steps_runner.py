@@ -254,6 +254,23 @@ def test_a_second_sigterm_does_not_break_the_end(run: RunDir) -> None:
     assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
 
 
+def wait_for_ever(ctx: StepContext) -> list[Path]:
+    signal.pause()
+    return []
+
+
+def test_campaign_level_steps_have_time_limits_too(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = StepPlan(id="build_pack", type=StepType.BUILD_PACK, timeout_s=1)
+    other = planned_run(tmp_path / "other", (step,), Settings(min_free_disk_gb=0), models=(model_plan(batch=32),))
+    use(monkeypatch, "wait_for_ever")
+    before = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
+    assert runner.run_step(other.root, "build_pack") is StepExit.TRANSIENT
+    assert "exceeded its limit of 1 s" in state.read_attempts(other, "build_pack")[0]["error"]
+    assert before == (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM))
+
+
 def test_a_step_that_hangs_where_no_signal_reaches_it_is_ended_all_the_same(run: RunDir) -> None:
     runner.run_step(run.root, SETUP)
     hang = CHILD.replace("time.sleep(60)", "collections.deque(itertools.repeat(0), maxlen=0)")

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -332,7 +333,8 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
     what does not come to an end.
     """
     if not own_process:
-        yield
+        with _alarm(step.timeout_s or 0) if step.type in ALWAYS_RUN else nullcontext():
+            yield
         return
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -348,6 +350,25 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _run_clock(0)
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """A time limit in a process that is somebody else's, as campaign-level steps have it in Airflow's worker."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimedOut
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _run_clock(seconds: int) -> int:
