@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_write_atomic_keeps_the_old_file_when_told_to(tmp_path: Path) -> None:
     files.write_json(path, {"x": 3})
     assert files.read_json(path) == {"x": 3}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_longest_name_of_a_file_system_can_be_written(tmp_path: Path) -> None:
+    """As the marker of a step has it whose model and scenario have the longest names."""
+    path = tmp_path / ("x" * 250 + ".json")
+    files.write_json(path, {"a": 1})
+    assert files.read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to read it would never end
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(EvidenceError, match="no file"):
+            files.read_json(path)
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "nothing")
 
 
 def test_a_full_device_is_named() -> None:
