@@ -1,7 +1,8 @@
 """Work beside the main thread: the next tensors are read and the last ones written while this one is edited.
 
-Reading, hashing and writing release Python's global lock, so one thread each is enough. Tensors above
-`OVERLAP_BYTES` are handled in line: what waits never adds more than twice that to the memory of the tensor at work.
+Reading, hashing and writing release Python's global lock, so one thread each is enough: one reads and hashes what it
+read, one writes, one hashes what is being written. Tensors above `OVERLAP_BYTES` are handled in line: what waits never
+adds more than twice that to the memory of the tensor at work.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
     from evpack.checkpoint.reader import CheckpointLike
+
+T = TypeVar("T")
 
 OVERLAP_BYTES = 1 << 28
 """How much may wait for a thread. Several tensors, so that neither thread stands still where large and small ones
@@ -28,6 +31,7 @@ class Behind:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
+        self._beside = ThreadPoolExecutor(max_workers=1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._failed = False
 
@@ -45,6 +49,10 @@ class Behind:
             work()
         else:
             self._waiting.append((self._thread.submit(self._unless_failed, work), nbytes))
+
+    def beside(self, work: Callable[[], T]) -> Future[T]:
+        """Start a part of what is being run in a further thread, for the work to ask for before it ends."""
+        return self._beside.submit(work)
 
     def wait(self) -> None:
         """Wait until nothing is under way.

@@ -74,9 +74,10 @@ class VariantWriter:
 
     def _store(self, name: str, before_sha256: str | None, after: torch.Tensor) -> None:
         info = info_of(after)
+        hashing = self._behind.beside(lambda: tensor_sha256(after))
         self._container.add(name, after)
         self._changed[name] = ChangedTensor(
-            before_sha256=before_sha256, after_sha256=tensor_sha256(after), dtype=info.dtype, shape=info.shape
+            before_sha256=before_sha256, after_sha256=hashing.result(), dtype=info.dtype, shape=info.shape
         )
 
     def finish(

@@ -14,7 +14,7 @@ from evpack.checkpoint.reader import CheckpointLike
 from evpack.checkpoint.scope import placements, select
 from evpack.checkpoint.writer import VariantWriter
 from evpack.edits.fp8_quant import Fp8Quant
-from evpack.edits.kernel import Kernel
+from evpack.edits.kernel import Kernel, one_thread
 from evpack.edits.lowrank_svd import LowrankSvd
 from evpack.edits.magnitude_prune import MagnitudePrune
 from evpack.edits.quant_rtn import QuantRtn
@@ -212,9 +212,10 @@ def _union(checkpoint: CheckpointLike, edits: Mapping[str, tuple[PreparedEdit, V
     return [place.name for place in placements(checkpoint) if place.name in wanted]
 
 
+@one_thread()
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite; one pass, no temporary of the tensor's size."""
-    if tensor.numel() == 0:
+    """Whether no entry is NaN or infinite; mostly one pass, no temporary of the tensor's size."""
+    if bool(tensor.sum().isfinite()):  # twice as fast as what follows; finite entries may have a sum that is not
         return True
     lowest, highest = tensor.aminmax()  # NaN if one entry is
     return bool(lowest.isfinite() & highest.isfinite())
