@@ -21,7 +21,7 @@ from evpack.airflow.endings import (
     end_task,
     used_retries,
 )
-from evpack.errors import StepExit
+from evpack.errors import BadInput, StepExit, Transient
 from evpack.files import write_json
 from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
@@ -137,6 +137,15 @@ def test_other_exceptions_are_retried_by_the_defaults_and_no_retries_means_none(
     assert decide(AirflowException("engine away"), 1).action is RetryAction.RETRY
     assert decide(AirflowException("engine away"), 4).action is RetryAction.FAIL
     assert decide(StepRetry("x", RetryLimits(0, 30, 300)), 1).action is RetryAction.FAIL
+
+
+@pytest.mark.parametrize(
+    "error", [BadInput("holds no plan"), FileNotFoundError("state/settings.json"), TypeError("x"), OSError(28, "full")]
+)
+def test_what_no_try_cures_is_not_tried_again(error: Exception) -> None:
+    decision = decide(error, 1)
+    assert decision.action is RetryAction.FAIL and str(error) in str(decision.reason)
+    assert decide(Transient("the engine went away"), 1).action is RetryAction.RETRY
 
 
 def test_tasks_that_were_killed_come_back_no_more_often_than_others(run: RunDir) -> None:

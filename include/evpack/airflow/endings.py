@@ -57,7 +57,14 @@ class StepRetryPolicy(RetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Whether and when; runs in the worker. What is no `StepRetry` is a fault of the surroundings."""
+        """Whether and when; runs in the worker. What is no `StepRetry` is a fault of the surroundings.
+
+        It is classed as in a step: no try cures a run directory that holds no plan any more, or a defect.
+        """
+        from evpack.steps.runner import classify
+
+        if not isinstance(exception, StepRetry) and (exit_ := classify(exception)) not in RETRIED:
+            return RetryDecision.fail(f"{exit_.name.lower()}: {exception}")
         limits = exception.limits if isinstance(exception, StepRetry) else RetryLimits.of(Settings())
         used = used_retries(try_number, max_tries)
         if used >= limits.retries:
