@@ -20,7 +20,8 @@ from evpack.steps.plan import open_campaign
 from evpack.steps.runner import run_step
 
 IMAGE = os.environ.get(WORKER_IMAGE_ENV, "")  # tests themselves see no variable of this project
-collect_ignore = [] if IMAGE else ["test_docker_engine.py", "test_docker_sources.py", "test_docker_campaign.py"]
+ON_ENGINE = ("engine", "hostile_engine", "sources", "campaign")
+collect_ignore = [] if IMAGE else [f"test_docker_{name}.py" for name in ON_ENGINE]
 
 Plan = Callable[..., RunDir]
 Run = Callable[..., StepExit]

@@ -104,7 +104,7 @@ def test_a_step_reaches_only_what_it_needs(
     places = [
         *(run.root, run.root / "state", run.root / "state" / "steps", run.presets, run.archive, run.archive / EVALUATE),
         *(model.root, model.baseline, model.baseline.parent, model.calibration, model.windows, reports),
-        *(model.root / "reports", deployment.hf, deployment.hf / "hub"),
+        *(model.root / "reports", deployment.hf / "hub"),
     ]
     monkeypatch.setattr(
         "evpack.runtime.docker_step._command",
