@@ -35,13 +35,18 @@ def model_name(model_id: str) -> str:
     return name
 
 
+def is_id(value: str) -> bool:
+    """Whether a value is safe as one path component."""
+    return _ID.fullmatch(value) is not None
+
+
 def checked_id(value: str, what: str) -> str:
     """The value, when it is safe as one path component.
 
     Raises:
         BadInput: naming the value.
     """
-    if not _ID.fullmatch(value):
+    if not is_id(value):
         raise BadInput(
             f"{what} {value!r} is not a valid id", "use letters, digits, '_' and '-', at most 120 characters"
         )

@@ -22,7 +22,7 @@ from evpack.errors import BadInput, BrokenContract, EvpackError, NoDevice, StepE
 from evpack.home import Home
 from evpack.runtime import leases
 from evpack.runtime.gpu import Demand
-from evpack.runtime.leases import claim, health_of, holder, lease_devices, quarantine, release
+from evpack.runtime.leases import claim, health_of, holder, known_devices, lease_devices, quarantine, release
 from evpack.settings import Settings
 from evpack.steps.runner import Terminated, TimedOut
 from tests.runtime.conftest import MakeContext, Pretend
@@ -248,6 +248,14 @@ def test_a_link_among_the_locks_is_not_followed(home: Home, pretend: Pretend, tm
     with pytest.raises(OSError, match="symbolic link"), ExitStack() as locks:
         take(home, 1, locks)
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_what_else_lies_among_the_records_is_no_device(home: Home) -> None:
+    quarantine(home, "GPU-0", "x")
+    (home.leases / "GPU-0 (copy).json").write_text("{}")
+    (home.leases / "GPU-1.json").symlink_to("GPU-1.json")
+    assert known_devices(home) == ["GPU-0", "GPU-1"]
+    assert "cannot be read" in str(health_of(home, "GPU-1").quarantined)
 
 
 def test_an_unreadable_record_is_a_quarantine(home: Home) -> None:

@@ -293,6 +293,16 @@ def test_another_process_with_the_id_of_a_dead_one_runs_no_step(run: RunDir) -> 
     assert [record["error"] for record in state.read_attempts(run, SETUP)] == ["killed"]
 
 
+def test_an_attempt_that_lives_counts_whatever_came_after(run: RunDir) -> None:
+    older, later = (state.Attempt(run, SETUP, number, None) for number in (1, 2))
+    older.begin()
+    later.started_at = "2999-01-01T00:00:00Z"
+    later.end(StepExit.NO_DEVICE, "in use")
+    assert state.step_state(run, SETUP) == "running"
+    older.end(StepExit.TRANSIENT, "x")
+    assert state.step_state(run, SETUP) == "waiting"
+
+
 def test_sigkill_leaves_an_attempt_that_is_seen_as_failed(run: RunDir) -> None:
     process = child(run, SETUP)
     os.kill(process.pid, signal.SIGKILL)

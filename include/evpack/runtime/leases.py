@@ -24,7 +24,7 @@ from evpack.errors import BadInput, BrokenContract, DeviceFault, EvidenceError, 
 from evpack.files import read_json, utc_now, write_json
 from evpack.home import Home
 from evpack.plan.nvml import DeviceFacts, in_pool
-from evpack.rundir import checked_id
+from evpack.rundir import checked_id, is_id
 from evpack.runtime.gpu import Demand, cached_devices, facts_file, never, not_now
 from evpack.runtime.notify import notify
 from evpack.settings import Settings
@@ -62,7 +62,7 @@ def health_of(home: Home, uuid: str) -> Health:
         return Health(int(found["failures"]), found["quarantined"], found["since"])
     except FileNotFoundError:
         return Health()
-    except (EvidenceError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EvidenceError, KeyError, TypeError, ValueError) as error:
         return Health(0, f"its record cannot be read: {error}")
 
 
@@ -93,7 +93,8 @@ def release(home: Home, uuid: str) -> Health:
 
 def known_devices(home: Home) -> list[str]:
     """UUIDs about which something is remembered."""
-    return sorted(path.stem for path in home.leases.glob("*.json") if path != facts_file(home))
+    found = (path.stem for path in home.leases.glob("*.json") if path != facts_file(home))
+    return sorted(name for name in found if is_id(name))
 
 
 def holder(home: Home, uuid: str) -> dict[str, Any] | None:

@@ -265,12 +265,19 @@ def _memory_failed(record: dict[str, Any], plan: CampaignPlan, step: StepPlan) -
 
 
 def step_state(run: RunDir, step_id: str) -> str:
-    """``done``, ``running``, ``failed`` or ``waiting``, derived from marker and attempts."""
+    """``done``, ``running``, ``failed`` or ``waiting``, derived from marker and attempts.
+
+    The last attempt decides, but for one that lives on while a later one has ended already (a killed task's, or where
+    the clock was set back meanwhile).
+    """
     if run.marker(step_id).is_file():
         return "done"
     attempts = read_attempts(run, step_id)
     if not attempts:
         return "waiting"
+    here = [record for record in attempts if record["host"] == socket.gethostname()]
+    if any(record["class"] == "running" and _alive(record) for record in here):
+        return "running"
     last = attempts[-1]
     if last["class"] in _WAITING:
         return "waiting"
