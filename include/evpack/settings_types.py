@@ -110,9 +110,11 @@ Count = Annotated[Whole, Field(ge=0)]
 Positive = Annotated[Whole, Field(ge=1)]
 Gigabytes = Annotated[float, BeforeValidator(no_bool), Field(ge=0)]
 """10^9 bytes."""
-Seconds = Annotated[float, BeforeValidator(no_bool), Field(ge=0)]
-Limit = Annotated[Annotated[int, Field(ge=1, le=10**9)] | None, BeforeValidator(_seconds)]
-"""Seconds, None for no limit; the system's alarm clock takes no more."""
+LONGEST_S = 10**9
+"""Seconds; neither the system's alarm clock nor a calendar takes much more."""
+Seconds = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=LONGEST_S)]
+Limit = Annotated[Annotated[int, Field(ge=1, le=LONGEST_S)] | None, BeforeValidator(_seconds)]
+"""Seconds, None for no limit."""
 FilePath = Annotated[str, AfterValidator(_absolute)]
 """Absolute; a relative one is taken from the directory where the campaign is planned."""
 DatasetName = Annotated[str, AfterValidator(_dataset_name)]

@@ -95,6 +95,8 @@ def test_timeouts_of_params_are_laid_over_those_of_the_environment() -> None:
     [
         ("INVARLOCK_PREVIEW_WINDOWS", "-1"),
         ("TASK_TIMEOUT_DEFAULT", "10000000000"),
+        ("RETRY_BACKOFF_MAX", "1e300"),
+        ("LEASE_WAIT", "inf"),
         ("INVARLOCK_FINAL_WINDOWS", "0"),
         ("INVARLOCK_SEQ_LEN", "12.5"),
         ("INVARLOCK_STRIDE", "many"),
