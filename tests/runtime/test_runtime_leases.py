@@ -256,6 +256,8 @@ def test_what_else_lies_among_the_records_is_no_device(home: Home) -> None:
     (home.leases / "GPU-1.json").symlink_to("GPU-1.json")
     assert known_devices(home) == ["GPU-0", "GPU-1"]
     assert "cannot be read" in str(health_of(home, "GPU-1").quarantined)
+    release(home, "GPU-1")
+    assert known_devices(home) == ["GPU-0"]
 
 
 def test_an_unreadable_record_is_a_quarantine(home: Home) -> None:

@@ -83,7 +83,7 @@ def release(home: Home, uuid: str) -> Health:
         BadInput: when nothing is known about the device.
     """
     path = _record(home, uuid)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise BadInput(f"device {uuid} is not quarantined", "`evpack devices list` shows the devices of this host")
     with _claiming(home):
         was = health_of(home, uuid)
