@@ -183,3 +183,11 @@ def test_non_finite_entries_are_found_wherever_they_are(dtype, value, where):
     tensor[where] = value
     assert is_finite(tensor.reshape(33, 31)) is (value == 1.0)
     assert is_finite(torch.zeros(0, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_finite_entries_may_have_a_sum_that_is_not(dtype):
+    tensor = torch.full((33, 31), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(tensor) and is_finite(-tensor)
+    tensor[0, 0], tensor[32, 30] = float("inf"), -float("inf")
+    assert not is_finite(tensor)
