@@ -282,6 +282,17 @@ def test_a_step_that_hangs_where_no_signal_reaches_it_is_ended_all_the_same(run:
     assert state.step_state(run, CALIBRATE) == "failed"
 
 
+def test_devices_that_never_answer_hold_up_nobody_for_ever(tmp_path: Path) -> None:
+    step = StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="gpu1_s")
+    settings = Settings(min_free_disk_gb=0, lease_wait=0)
+    run = planned_run(tmp_path / "run", (step,), settings, models=(model_plan(devices=1, lane="gpu1_s"),))
+    lease = "def lease(*_): print('working', flush=True); collections.deque(itertools.repeat(0), maxlen=0)\n"
+    code = f"import collections, itertools\n{lease}{CHILD}".replace("None))", "None, lease))")
+    process = child(run, CALIBRATE, code.replace("sys.exit(", "runner.HANG_S = 1\nsys.exit("), stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Timeout (0:00:01)!" in output and "in lease" in output
+
+
 def test_another_process_with_the_id_of_a_dead_one_runs_no_step(run: RunDir) -> None:
     attempt = state.Attempt(run, SETUP, 1, None)
     attempt.begin()

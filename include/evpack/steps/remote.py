@@ -93,7 +93,7 @@ def work_alone(
 
     def work() -> None:
         _need_same_code(run)
-        published.extend(work_here(ctx, leased.append, lease))
+        published.extend(work_here(ctx, leased.append, lease, own_process=True))
 
     exit_, error = attempted(work, step, own_process=True)
     write_json(

@@ -53,7 +53,7 @@ _PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundE
 """Python errors that a second try cannot cure (scheduling spec, section 7)."""
 
 HANG_S = 60
-"""Seconds that a step may take to clean up when its time limit is over."""
+"""Seconds that a step may take to clean up when its time limit is over, or to ask its devices beyond LEASE_WAIT."""
 
 Work = Callable[[StepContext, state.Attempt], list[Path]]
 """Does a step's work and gives what it published, as a step function does; `work_here` does, or a container."""
@@ -105,7 +105,7 @@ def run_step(
             check_pressure(run, settings)
         batch = state.lowered_batch(run, plan, step)
         ctx = StepContext(run, plan, settings, step, Home.locate(), attempt, batch)
-        _finish(ctx, record, work or (lambda ctx, record: work_here(ctx, record.begin_on, lease)))
+        _finish(ctx, record, work or (lambda ctx, record: work_here(ctx, record.begin_on, lease, own_process)))
 
     with _logging_to(run.task_log(step_id)):
         record.begin()
@@ -231,11 +231,14 @@ def _have_variant(ctx: StepContext, record: state.Attempt, work: Work) -> None:
         again.end(exit_, error or None)
 
 
-def work_here(ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevices | None) -> list[Path]:
+def work_here(
+    ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevices | None, own_process: bool
+) -> list[Path]:
     """The step function's work in this process, on the devices the plan gives the step; what it published.
 
     Args:
         note: told the devices once they are held; the step's time limit stands still while it waits for them.
+        own_process: as for `run_step`.
 
     Raises:
         BrokenContract: when it needs devices and nobody leases any.
@@ -246,6 +249,8 @@ def work_here(ctx: StepContext, note: Callable[[Leased], None], lease: LeaseDevi
     if lease is None:
         raise BrokenContract(f"step {ctx.step.id} needs {count} devices, and whoever runs it leases none")
     left = _run_clock(0)
+    if own_process:  # a sick device may never answer who asks for it, and hold up all that ask after
+        _end_after(ctx.settings.lease_wait + HANG_S)
     with lease(ctx, count) as leased:
         _run_clock(left)
         note(leased)
@@ -379,10 +384,14 @@ def _run_clock(seconds: int) -> int:
     """
     left = signal.alarm(seconds)
     if seconds:
-        faulthandler.dump_traceback_later(seconds + HANG_S, exit=True, file=sys.__stderr__ or sys.stderr)
+        _end_after(seconds + HANG_S)
     else:
         faulthandler.cancel_dump_traceback_later()
     return left
+
+
+def _end_after(seconds: float) -> None:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 def in_own_process(attempt: Callable[[], StepExit]) -> int:
