@@ -69,8 +69,8 @@ test-scheduling: $(READY) ## The full suite's shapes and 1,100 cells on a real s
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/scheduling/test_scheduling_real.py
 
 chaos: $(READY) ## Kill, starve and fill campaigns on a real scheduler until twenty disturbances are survived
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/scheduling/test_scheduling_chaos.py
-	@OMP_NUM_THREADS=1 tools/with_docker.sh $(BIN)/python -m pytest -q -s -m slow -k containers tests/scheduling/test_scheduling_chaos.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow -k in_processes tests/scheduling/test_scheduling_chaos.py
+	@OMP_NUM_THREADS=1 tools/with_docker.sh $(BIN)/python -m pytest -q -s -m slow -k in_containers tests/scheduling/test_scheduling_chaos.py
 
 study-scheduling: $(READY) ## Simulate the full suite on 1, 2, 4 and 8 devices; studies/results/scheduling.json
 	@$(BIN)/python -m studies.scheduling
