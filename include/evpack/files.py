@@ -155,14 +155,23 @@ def read_json(path: Path) -> Json:
 
     Raises:
         FileNotFoundError: when the file is not there.
-        EvidenceError: when it is not strict JSON, or no file (a pipe would never end).
+        EvidenceError: when it is not strict JSON, or no file.
+    """
+    return parse_json(read_regular(path), str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file, of a longer one than `parse_json` takes only as many as show that.
+
+    Raises:
+        EvidenceError: when it is something else: a pipe, which may never end, a device, a directory.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise EvidenceError(f"{path}: is no file")
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            return parse_json(stream.read(MAX_JSON_BYTES + 1), str(path))
+            return stream.read(MAX_JSON_BYTES + 1)
     finally:
         os.close(handle)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pack_campaign import SHIFTS, SOURCE, Campaign
 
-from evpack.errors import BadInput, DiskFull, EvidenceError
+from evpack.errors import BadInput, DiskFull, EvidenceError, IntegrityError
 from evpack.files import pretty_json, read_json, sha256_bytes, tree_digests, write_json
 from evpack.pack import build as building
 from evpack.pack import layout
@@ -55,6 +55,23 @@ def test_a_pack_holds_the_evidence_and_no_weights(campaign: Campaign, signing_ke
         f"reports/{model}/quant_clean/run_3/records.json",
         f"reports/{model}/errors/nan_injection/evaluation.report.json",
     } <= names
+
+
+@pytest.mark.parametrize("place", ["extra.json", "calibrated_preset_x.json", "run_1"])
+def test_a_link_that_a_step_left_takes_no_file_of_this_machine_along(
+    place: str, campaign: Campaign, signing_key: Path, tmp_path: Path
+) -> None:
+    model, run = campaign.model, campaign.run
+    if place == "run_1":  # the directory instead of a file in it
+        reports = model.report("quant_clean", "clean", 1)
+        reports.rename(tmp_path / place)
+        reports.symlink_to(tmp_path / place)
+    else:
+        parent = run.presets if place.startswith("calibrated") else model.report("quant_clean", "clean", 1)
+        (parent / place).symlink_to(signing_key)
+    with pytest.raises(IntegrityError, match="a link"):
+        build(run, key=signing_key)
+    assert not run.pack.exists()
 
 
 def test_the_manifest_says_what_the_format_asks_for(campaign: Campaign, signing_key: Path) -> None:

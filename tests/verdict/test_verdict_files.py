@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import resources
 
 import pytest
@@ -172,12 +173,13 @@ def test_the_step_does_not_fail_without_any_evidence(campaign, context) -> None:
     assert json.loads(ctx.run.final_verdict.read_bytes())["verdict"] == "INCOMPLETE"
 
 
-def test_a_directory_in_place_of_a_report_is_a_problem(campaign, context) -> None:
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_place_of_a_report_is_a_problem(campaign, context, make) -> None:
     ctx = context(campaign().write_good())
     key = ReportKey("tiny", "quant_clean", 1)
     path = ctx.run.root / expected_reports(ctx.plan)[key]
     path.unlink()
-    path.mkdir()
+    make(path)
     assert "not JSON" in read_run_evidence(ctx.run, ctx.plan)[key].problem
 
 

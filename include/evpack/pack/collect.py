@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evpack.errors import BadInput
+from evpack.errors import BadInput, IntegrityError
 from evpack.files import parse_json, portable, pretty_json
 from evpack.pack import layout
 from evpack.plan.model import CampaignPlan, StepType
@@ -25,7 +25,7 @@ def collect(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
     Raises:
         BadInput: when something without which a pack says nothing is missing.
     """
-    found = {name for name, path in _candidates(run, plan) if path.is_file()}
+    found = {name for name, path in _candidates(run, plan) if _is_there(run, path)}
     for name, mend in {
         layout.SETTINGS: "plan the campaign again",
         layout.POLICY: "plan the campaign again",
@@ -40,12 +40,22 @@ def collect(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
 
 
 def contents(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
-    """What `collect` gives, as far as it is there."""
+    """What `collect` gives, as far as it is there.
+
+    Raises:
+        IntegrityError: for a link: what a step left may lead to any file of this machine, which must not leave it.
+    """
     for name, path in _candidates(run, plan):
-        if not path.is_file():
+        if not _is_there(run, path):
             continue
         data = path.read_bytes()
         yield name, pretty_json(portable(parse_json(data, str(path)))) if name in _WITH_PATHS else data
+
+
+def _is_there(run: RunDir, path: Path) -> bool:
+    if path.is_file() and path.resolve() != run.root.resolve() / path.relative_to(run.root):
+        raise IntegrityError(f"{path} is, or lies behind, a link; a pack holds what the campaign wrote", "remove it")
+    return path.is_file()
 
 
 def _candidates(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, Path]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from evpack.catalog.policy import Policy
-from evpack.errors import BadInput
-from evpack.files import utc_now, write_atomic, write_json
+from evpack.errors import BadInput, EvidenceError
+from evpack.files import read_regular, utc_now, write_atomic, write_json
 from evpack.plan.model import CampaignPlan
 from evpack.rundir import RunDir
 from evpack.steps.base import StepContext, log
@@ -47,11 +47,11 @@ def read_run_evidence(run: RunDir, plan: CampaignPlan) -> dict[ReportKey, Report
     def read(path: str) -> bytes | None:
         file = run.root / path
         try:
-            return file.read_bytes()
+            return read_regular(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:  # there is something, so it is a problem, not absent
-            log.warning("%s cannot be read: %s", file, error.strerror)
+        except (OSError, EvidenceError) as error:  # there is something, so it is a problem, not absent
+            log.warning("%s cannot be read: %s", file, error)
             return b""
 
     return read_evidence(plan, read)
