@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import datetime
@@ -10,13 +13,15 @@ from typing import Any
 
 from benchmarks.rows import Row
 from evpack.catalog.suites import settings_for
+from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
 from evpack.rundir import RunDir
+from evpack.runtime.choice import DOCKER, PROCESS
 from studies.scheduling.__main__ import DEVICE_COUNTS, plan_case, play
 from studies.scheduling.durations import Host
 from studies.scheduling.shapes import full_models, pretend_hub
-from studies.scheduling.stage import SMALL_TEXT, fixture_models, stage
+from studies.scheduling.stage import ROOT, SMALL_TEXT, fixture_models, stage
 
 AT_ONCE = 2
 TASK_MODELS = 2
@@ -29,6 +34,7 @@ def measure() -> list[Row]:
         params = {**SMALL_TEXT, **fixture_models(root, PLANNED_MODELS)}
         return [
             *_overhead_rows(root, {**params, "models": params["models"][:TASK_MODELS]}),
+            *_container_rows(root),
             _planning_row(root, params),
             *_makespan_rows(root),
         ]
@@ -51,6 +57,24 @@ def _overhead_rows(root: Path, params: dict[str, Any]) -> list[Row]:
         value = (end - begin).total_seconds() / len(tasks)
         rows.append(Row(name, value, "s", 1.5, "at most", note=f"{len(tasks)} tasks, {AT_ONCE} at a time"))
     return rows
+
+
+def _container_rows(root: Path) -> list[Row]:
+    """What a container adds to a task that runs a step; no row, but a reason, where no engine can be had."""
+    file = root / "containers.json"
+    command = ["tools/with_docker.sh", sys.executable, "-m", "benchmarks.containers", str(file)]
+    said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    if not file.is_file():
+        print(f"  no row of containers: {said.strip().splitlines()[-1]}")
+        return []
+    found = read_json(file)
+    assert found[PROCESS].keys() == found[DOCKER].keys(), "other steps in containers"
+    added = [found[DOCKER][task] - seconds for task, seconds in found[PROCESS].items()]
+    note = (
+        f"median of {len(added)} steps, {AT_ONCE} at a time, of {min(added):.1f} to {max(added):.1f}; "
+        f"a step in a process takes {statistics.median(found[PROCESS].values()):.1f} s"
+    )
+    return [Row("a container adds to a step", statistics.median(added), "s", 3.0, "at most", note=note)]
 
 
 def _planning_row(root: Path, params: dict[str, Any]) -> Row:
