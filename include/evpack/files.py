@@ -19,9 +19,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from evpack.errors import DiskFull, EvidenceError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _HASH_CHUNK = 1 << 20
 """Bytes read at a time while hashing; large enough that the hash, not the call, is the cost."""
@@ -56,6 +59,12 @@ def pretty_json(value: Json) -> bytes:
         ValueError: for NaN or infinity.
     """
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that a schema found wrong in a document: its place, and what."""
+    detail = error.errors()[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'document'}: {detail['msg']}"
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import digest_json, parse_json
+from evpack.files import digest_json, first_fault, parse_json
 
 POLICY_SCHEMA: Final = "evpack_policy_v1"
 TIERS_SCHEMA = "evpack_tiers_v1"
@@ -67,7 +67,7 @@ class Policy(BaseModel):
         try:
             policy = cls.model_validate(value)
         except ValidationError as error:
-            raise EvidenceError(f"{name}: {_first(error)}") from error
+            raise EvidenceError(f"{name}: {first_fault(error)}") from error
         policy._check(name)
         return policy
 
@@ -240,8 +240,3 @@ def _shipped_kinds() -> dict[str, frozenset[str]]:
             kind = _kind(leaf["value"])
             kinds.setdefault(key, set()).update({"null", "number"} if kind == "null" else {kind})
     return {key: frozenset(found) for key, found in kinds.items()}
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'document'}: {detail['msg']}"

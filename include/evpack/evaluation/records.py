@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evpack.errors import EvidenceError
-from evpack.files import parse_json
+from evpack.files import first_fault, parse_json
 
 RECORDS_SCHEMA: Final = "evpack_window_records_v1"
 MAX_COUNT = 2**31 - 1
@@ -100,9 +100,7 @@ class WindowRecords(_Strict):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(map(str, detail["loc"])) or "document"
-            raise EvidenceError(f"{name}: {place}: {detail['msg']}") from error
+            raise EvidenceError(f"{name}: {first_fault(error)}") from error
 
     def arm(self, arm: Arm) -> tuple[WindowLoss, ...]:
         """The windows of one arm, in schedule order."""

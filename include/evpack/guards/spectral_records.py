@@ -12,7 +12,7 @@ from evpack.catalog.policy import Policy
 from evpack.checkpoint.contents import Described
 from evpack.checkpoint.scope import place
 from evpack.errors import EvidenceError
-from evpack.files import parse_json
+from evpack.files import first_fault, parse_json
 
 _Records = TypeVar("_Records", bound=BaseModel)
 SPECTRAL_SCHEMA: Final = "evpack_spectral_records_v1"
@@ -140,5 +140,4 @@ def parse_records(kind: type[_Records], data: bytes, name: str) -> _Records:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        detail = error.errors()[0]
-        raise EvidenceError(f"{name}: {'.'.join(map(str, detail['loc'])) or 'document'}: {detail['msg']}") from error
+        raise EvidenceError(f"{name}: {first_fault(error)}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evpack.errors import EvidenceError
-from evpack.files import parse_json
+from evpack.files import first_fault, parse_json
 
 LANE_CHANGES_SCHEMA = "evpack_lane_changes_v1"
 
@@ -68,6 +68,4 @@ class LaneChanges(BaseModel):
         try:
             return cls.model_validate(parse_json(data, name))
         except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(map(str, detail["loc"])) or "document"
-            raise EvidenceError(f"{name}: {place}: {detail['msg']}") from error
+            raise EvidenceError(f"{name}: {first_fault(error)}") from error

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from evpack.catalog.edit_spec import ResolvedEdit
 from evpack.catalog.scenarios import Category, Scenario
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import digest_json, parse_json, portable
+from evpack.files import digest_json, first_fault, parse_json, portable
 from evpack.plan.lane_changes import LaneChange, LaneChanges
 from evpack.plan.lanes import DEVICE_COUNTS, next_lane
 from evpack.rundir import RunDir
@@ -253,9 +253,7 @@ class CampaignPlan(Frozen):
         try:
             plan = cls.model_validate(value)
         except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(map(str, detail["loc"])) or "document"
-            raise EvidenceError(f"{name}: {place}: {detail['msg']}") from error
+            raise EvidenceError(f"{name}: {first_fault(error)}") from error
         plan._digest = digest_json(portable(value))
         return plan
 
