@@ -215,6 +215,12 @@ class RunDir:
         """Paths of one model by its directory name."""
         return ModelDir(self.root / checked_id(name, "model name"))
 
+    def first_link(self, path: Path) -> Path | None:
+        """The first part of a path below the run directory that is a link; None when all of it is really there."""
+        parts = path.relative_to(self.root).parts
+        steps = [self.root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+        return next((part for part in steps if part.is_symlink()), None)
+
 
 def checked_step(step_id: str) -> str:
     """The step id, when it is safe as a file name.

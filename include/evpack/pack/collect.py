@@ -53,7 +53,7 @@ def contents(run: RunDir, plan: CampaignPlan) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_there(run: RunDir, path: Path) -> bool:
-    if path.is_file() and path.resolve() != run.root.resolve() / path.relative_to(run.root):
+    if path.is_file() and run.first_link(path):
         raise IntegrityError(f"{path} is, or lies behind, a link; a pack holds what the campaign wrote", "remove it")
     return path.is_file()
 

@@ -184,7 +184,7 @@ def step_container(
     # Beside the variants stands what they all are compared with.
     kept = [run.model(step.model or "").baseline] if step.type is StepType.CREATE else []
     for path in [*writable, *kept]:
-        if linked := first_link(run, path):
+        if linked := run.first_link(path):
             raise IntegrityError(f"{linked}, where step {step.id} works, is a link", "remove it, then resume")
     for path in writable:
         make_for(owner, path)
@@ -262,13 +262,6 @@ def source_places(plan: CampaignPlan, step: StepPlan, home: Home) -> list[Path]:
         places.append(converted_dir(home, model.id, model.source.revision or ""))
     linked = {file.resolve().parent for place in places if place.is_dir() for file in place.iterdir() if file.is_file()}
     return [*places, *sorted(linked.difference(places))]
-
-
-def first_link(run: RunDir, path: Path) -> Path | None:
-    """The first part of a path below the run directory that is a link; None when all of it is really there."""
-    parts = path.relative_to(run.root).parts
-    steps = [run.root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
-    return next((part for part in steps if part.is_symlink()), None)
 
 
 def _keep_secrets(mounts: Iterable[Mount], secrets: Iterable[Path]) -> None:

@@ -15,7 +15,6 @@ from evpack.plan.sources import hub_cache
 from evpack.runtime.docker_engine import Ended, RunningContainer, ours, reap, remove
 from evpack.runtime.docker_spec import (
     ContainerLimits,
-    first_link,
     make_for,
     published_places,
     source_places,
@@ -143,7 +142,7 @@ def _checked(ctx: StepContext, result: Result) -> list[Path]:
     for path in paths:
         if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
             raise IntegrityError(f"step {ctx.step.id} says it published {path}, which is none of its places")
-        if linked := first_link(ctx.run, path):
+        if linked := ctx.run.first_link(path):
             raise IntegrityError(f"step {ctx.step.id} published {path} behind a link: {linked}")
         for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
             if item.is_symlink() and not _links_to_source(ctx, item):
