@@ -22,7 +22,7 @@ def start_of(pid: int) -> str | None:
         fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        return _UNSEEN if _exists(pid) else None
+        return _UNSEEN if exists(pid) else None
     return None if fields[_STATE] in ("Z", "X") else f"{boot}/{fields[_START]}"
 
 
@@ -37,7 +37,8 @@ def same_boot(start: str, other: str) -> bool:
     return start.partition("/")[0] == other.partition("/")[0]
 
 
-def _exists(pid: int) -> bool:
+def exists(pid: int) -> bool:
+    """Whether there is a process with this id, dead ones included; with a negative id, one in that process group."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -104,6 +104,13 @@ def exhaust(run: RunDir, step: str, dag_run: str = "first") -> None:
     raise AssertionError("retries never end")
 
 
+def run_out(run: RunDir) -> None:
+    """Calibration of model `a` needs two devices, and has ended with its smallest batch on one."""
+    needs(run, A_CALIBRATE, 2)
+    attempt(run, A_SETUP)
+    exhaust(run, A_CALIBRATE)
+
+
 def needs(run: RunDir, step: str, devices: int) -> None:
     (run.root / f"{step}.needs").write_text(str(devices))
 
@@ -204,26 +211,20 @@ def test_nothing_moves_while_a_smaller_batch_is_left(run: RunDir, home: Home) ->
 
 
 def test_other_failures_move_nothing(run: RunDir, home: Home) -> None:
-    needs(run, A_CALIBRATE, 2)
-    attempt(run, A_SETUP)
-    exhaust(run, A_CALIBRATE)
+    run_out(run)
     state.Attempt(run, A_CALIBRATE, 4, "first", "gpu1_s").end(StepExit.PERMANENT, "a defect came after")
     assert shortages(run, load_plan(run), home) == []
 
 
 def test_a_wait_for_devices_hides_no_lack_of_memory(run: RunDir, home: Home) -> None:
-    needs(run, A_CALIBRATE, 2)
-    attempt(run, A_SETUP)
-    exhaust(run, A_CALIBRATE)
+    run_out(run)
     state.Attempt(run, A_CALIBRATE, 4, "first", "gpu1_s").end(StepExit.NO_DEVICE, "all in use")
     assert len(shortages(run, load_plan(run), home)) == 1
 
 
 def test_a_pool_that_is_too_small_keeps_the_model(run: RunDir, home: Home) -> None:
     write_json(home.pools, {"cpu": 2, "gpu": 1})
-    needs(run, A_CALIBRATE, 2)
-    attempt(run, A_SETUP)
-    exhaust(run, A_CALIBRATE)
+    run_out(run)
     assert replan(run, load_plan(run), home, None).lane_changes == ()
     (shortage,) = shortages(run, load_plan(run), home)
     assert "pool gpu, which has 1" in shortage.text() and "evpack airflow setup" in shortage.text()
@@ -231,9 +232,7 @@ def test_a_pool_that_is_too_small_keeps_the_model(run: RunDir, home: Home) -> No
 
 
 def test_devices_that_cannot_be_asked_keep_the_model(run: RunDir, home: Home, tmp_path: Path) -> None:
-    needs(run, A_CALIBRATE, 2)
-    attempt(run, A_SETUP)
-    exhaust(run, A_CALIBRATE)
+    run_out(run)
     (tmp_path / "gpus.json").write_text("{")
     (shortage,) = shortages(run, load_plan(run), home)
     assert shortage.change is None and SIMULATED_ENV in shortage.text()
@@ -241,9 +240,7 @@ def test_devices_that_cannot_be_asked_keep_the_model(run: RunDir, home: Home, tm
 
 
 def test_a_model_at_work_is_not_moved(run: RunDir, home: Home) -> None:
-    needs(run, A_CALIBRATE, 2)
-    attempt(run, A_SETUP)
-    exhaust(run, A_CALIBRATE)
+    run_out(run)
     state.Attempt(run, "a.derive_preset", 1, "another", "gpu1_s").begin()
     (shortage,) = shortages(run, load_plan(run), home)
     assert shortage.change is None and "a.derive_preset is running" in shortage.text()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evpack.home import ENV_NAME, Home
+from evpack.processes import exists
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -103,7 +104,7 @@ class StepProcess:
             return
         _signal_group(child.pid, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
-        while _group_exists(child.pid) and time.monotonic() < deadline:
+        while exists(-child.pid) and time.monotonic() < deadline:
             child.poll()
             time.sleep(0.05)
         _signal_group(child.pid, signal.SIGKILL)
@@ -131,13 +132,3 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
         return
-
-
-def _group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
