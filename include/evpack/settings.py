@@ -238,8 +238,12 @@ class Settings(BaseModel):
         Literal["conservative", "balanced", "aggressive"],
         Var(TEXT, "INVARLOCK_TIER", "Strictness of the guards and gates.", "plan, evaluate, verdict"),
     ] = "balanced"
-    preview_windows: Annotated[Positive, Var(TEXT, "INVARLOCK_PREVIEW_WINDOWS", "Preview windows per run.", DATA)] = 32
-    final_windows: Annotated[Positive, Var(TEXT, "INVARLOCK_FINAL_WINDOWS", "Final windows per run.", DATA)] = 32
+    preview_windows: Annotated[
+        Positive, Var(TEXT, "INVARLOCK_PREVIEW_WINDOWS", "Preview windows per run, raised to tier and profile.", DATA)
+    ] = 32
+    final_windows: Annotated[
+        Positive, Var(TEXT, "INVARLOCK_FINAL_WINDOWS", "Final windows per run, likewise.", DATA)
+    ] = 32
     seq_len: Annotated[Annotated[Whole, Field(ge=2)], Var(TEXT, "INVARLOCK_SEQ_LEN", "Tokens per window.", DATA)] = 512
     stride: Annotated[
         Positive, Var(TEXT, "INVARLOCK_STRIDE", "Tokens from window to window; evaluation uses seq_len.", DATA)

@@ -42,7 +42,13 @@ def test_plan_shows_and_writes_nothing(app: typer.Typer, tmp_path: Path) -> None
     text = output(app, *FIXTURE, "-p", "scenarios=nan_injection")
     assert "fixture: 0.001 GB, 0 devices, lane cpu_s, 5 steps" in text
     assert "nan_injection: must_detect, 1 runs" in text
+    assert "a run has 32 + 32 windows of 128 tokens (tier balanced, profile small)" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_asks_for_more_windows_than_the_text_has(app: typer.Typer) -> None:
+    said = CliRunner().invoke(app, [*FIXTURE, "-p", "profile=ci"]).exception
+    assert isinstance(said, BadInput) and "(3 runs x (240 + 240))" in said.what
 
 
 def test_plan_writes_a_run_directory(app: typer.Typer, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from evpack.catalog.floors import with_enough_windows
 from evpack.catalog.loader import parse_as, read_document, shipped
 from evpack.catalog.scenarios import Category, Manifest, Scenario
 from evpack.errors import BadInput, MissingFile
@@ -71,6 +72,8 @@ def settings_for(
 ) -> Settings:
     """`settings_resolve.resolve` with the block of the suite that the sources name, its text turned into a path.
 
+    A run has at least the windows that tier and profile ask for (`floors.with_enough_windows`).
+
     Raises:
         BadInput: unknown suite, wrong value, text of the suite that is not there.
     """
@@ -79,7 +82,7 @@ def settings_for(
     settings = resolve(params, event, environ, block)
     if text is not None and settings.text_path is None and settings.dataset == "text":
         settings = resolve(params, event, environ, {**block, "text_path": str(locate(text, home))})
-    return settings
+    return with_enough_windows(settings)
 
 
 def chosen_models(settings: Settings) -> tuple[SuiteModel, ...]:

@@ -10,8 +10,10 @@ from typing import Any
 import typer
 
 from evpack.errors import BadInput
+from evpack.files import Json, read_json
 from evpack.plan.campaign import Draft
 from evpack.plan.model import CampaignPlan, StepType
+from evpack.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -34,11 +36,13 @@ def register(app: typer.Typer) -> None:
         if out is None:
             with naming_default_suite(params):
                 draft = dry_run(params, home)
-            typer.echo("\n".join([*describe(draft.plan), _space_line(draft)]))
+            windows = _windows_line(draft.documents["settings.json"])
+            typer.echo("\n".join([*describe(draft.plan), windows, _space_line(draft)]))
         else:
             with naming_default_suite(params):
                 run, written = open_campaign(params, home)
-            typer.echo("\n".join([*describe(written), f"planned in {run.root}"]))
+            windows = _windows_line(read_json(run.settings))
+            typer.echo("\n".join([*describe(written), windows, f"planned in {run.root}"]))
 
 
 @contextmanager
@@ -89,6 +93,13 @@ def describe(plan: CampaignPlan) -> list[str]:
     for scenario in plan.scenarios:
         lines.append(f"  {scenario.id}: {scenario.strictness.value}, {runs[scenario.id]} runs")
     return lines
+
+
+def _windows_line(settings: Json) -> str:
+    """What a run is scored on; tier and profile may have asked for more windows than were given."""
+    known = Settings.model_validate(settings)
+    windows = f"{known.preview_windows} + {known.final_windows} windows of {known.seq_len} tokens"
+    return f"a run has {windows} (tier {known.tier}, profile {known.profile})"
 
 
 def _space_line(draft: Draft) -> str:

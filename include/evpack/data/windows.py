@@ -73,7 +73,8 @@ def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackErro
     return kind(
         f"{code}: text too short: {have} windows of {demand.seq_len} tokens ({basis}), {demand.windows} needed "
         f"({demand.runs} runs x ({demand.preview} + {demand.final})), {demand.windows - have} missing",
-        "give more text, or lower preview_windows, final_windows, seq_len or the number of runs",
+        "give more text, or lower the number of runs, seq_len or, down to what tier and profile ask for, "
+        "preview_windows and final_windows",
     )
 
 
