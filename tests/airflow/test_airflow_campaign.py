@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,13 @@ from evpack.plan.order import priority
 from evpack.rundir import RunDir
 from evpack.runtime.outcome import campaign_outcome
 from evpack.steps.state import Marker, read_marker
+from tests.waiting import DEADLINE_S, until
 
 pytestmark = pytest.mark.airflow
 
 SCENARIOS = ("quant_clean", "prune_50pct_stress", "nan_injection")
 cell = "fixture.prune_50pct_stress.evaluate"
 RUNS = ("clean_edit_runs=1", "stress_edit_runs=1", "drift_calibration_runs=1")
-DEADLINE_S = 900.0
-"""Longest wait for a run that takes under a minute on an idle machine; only there so that a hang ends."""
 
 
 def evpack(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,11 +47,8 @@ def markers(run: RunDir) -> dict[str, Marker]:
 
 
 def wait_for(client: Client, run_id: str) -> str:
-    deadline = time.monotonic() + DEADLINE_S
-    while (state := client.run_state(CAMPAIGN_DAG, run_id)) not in FINISHED:
-        assert time.monotonic() < deadline, "the run does not end"
-        time.sleep(0.5)
-    return state
+    until(lambda: client.run_state(CAMPAIGN_DAG, run_id) in FINISHED)
+    return client.run_state(CAMPAIGN_DAG, run_id)
 
 
 def test_a_campaign_on_a_real_scheduler(

@@ -139,12 +139,13 @@ def test_switching_nightly_on_starts_no_run_of_the_past(dags: tuple[DAG, DAG]) -
     from pendulum import now
 
     nightly = DagSerialization.from_dict(DagSerialization.to_dict(dags[1]))
+    asked = now("UTC")
     info = nightly.timetable.next_dagrun_info(
         last_automated_data_interval=None, restriction=TimeRestriction(earliest=None, latest=None, catchup=False)
     )
     assert nightly.start_date is None
     assert info is not None
-    assert info.run_after > now("UTC")
+    assert info.run_after > asked
 
 
 def test_every_param_defaults_to_null_and_is_described(dags: tuple[DAG, DAG]) -> None:

@@ -21,6 +21,7 @@ from evpack.airflow.config import Deployment
 from evpack.errors import BadInput, Transient
 from evpack.home import Home
 from evpack.processes import start_of
+from tests.waiting import until_gone
 
 
 @pytest.fixture
@@ -84,16 +85,15 @@ def test_leftovers_of_a_killed_predecessor_are_stopped(fresh: Deployment) -> Non
     )
     leader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert leader.stdout is not None
-    inner = psutil.Process(int(leader.stdout.readline()))
+    inner = int(leader.stdout.readline())
     start = start_of(leader.pid)
     leader.kill()
     leader.wait()
-    assert inner.is_running()
+    assert start_of(inner) is not None
     fresh.state.write_text(json.dumps({"sessions": [{"name": "x", "sid": leader.pid, "start": start}]}))
     told: list[str] = []
     assert embedded.stop_leftovers(fresh, told.append) == 1
-    psutil.wait_procs([inner], timeout=30)
-    assert not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE
+    until_gone(inner)
     assert len(told) == 1
     assert not fresh.state.exists()
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +18,7 @@ from evpack.rundir import RunDir
 from evpack.runtime.leases import health_of, holder
 from evpack.steps.state import read_attempts, read_marker
 from studies.scheduling import stage as stages
+from tests.waiting import until, until_gone
 
 pytestmark = pytest.mark.airflow
 
@@ -38,8 +37,6 @@ from studies.scheduling import sham_dags
 sham_dags.SHAM = Path({str(FAULTY)!r})
 evidence_campaign, evidence_nightly = sham_dags.sham_dags(inline={{inline}})
 """
-DEADLINE_S = 900.0
-"""Only there so that a hang ends."""
 
 
 def evaluate(scenario: str) -> str:
@@ -53,14 +50,6 @@ FAULTS = {
     evaluate("nan_injection"): ["memory"],
     evaluate("inf_injection"): ["hang"],
 }
-
-
-def eventually(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.3)
-    return value
 
 
 def ended(at: stages.Stage) -> None:
@@ -100,12 +89,11 @@ def test_classes_of_failures_and_a_sick_device(tmp_path: Path, faulty: Faulty) -
         run = at.start("faults", models=[MODEL], scenarios=SCENARIOS, **IMPATIENT)
 
         # The task is killed while its step computes: the device stays with the step until that has ended.
-        step = psutil.Process(eventually(lambda: hanging(run) or ended(at)))
+        step = until(lambda: hanging(run) or ended(at))
         held = holder(at.home, "GPU-1")
-        assert held is not None and held["pid"] == step.pid
-        os.kill(step.ppid(), signal.SIGKILL)
-        psutil.wait_procs([step], timeout=60)
-        assert not step.is_running() or step.status() == psutil.STATUS_ZOMBIE
+        assert held is not None and held["pid"] == step
+        os.kill(psutil.Process(step).ppid(), signal.SIGKILL)
+        until_gone(step)
 
         at.wait("faults")
         tasks = [task for task in at.steps("faults") if task["task_id"].endswith(".cells.evaluate")]

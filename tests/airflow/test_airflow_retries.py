@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,9 +63,10 @@ def test_every_exit_code_has_its_way_to_end(run: RunDir) -> None:
         with pytest.raises(error, match=code.name.lower()):
             end_task(code, STEP, run)
     for code in waits:
+        before = datetime.now(UTC)
         with pytest.raises(AirflowRescheduleException) as waiting:
             end_task(code, STEP, run)
-        assert 0 < (waiting.value.reschedule_date - datetime.now(UTC)).total_seconds() <= 7
+        assert before <= waiting.value.reschedule_date - timedelta(seconds=7) <= datetime.now(UTC)
 
 
 def test_a_code_that_no_step_gives_is_told_by_the_output(run: RunDir) -> None:

@@ -9,12 +9,12 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from evpack.home import Home
 from evpack.runtime.pools import cores, cpu_slots, pool_slots
 from evpack.runtime.process import StepProcess, die_with_parent, step_command, step_environment
+from tests.waiting import DEADLINE_S, until_gone
 
 
 def python(code: str) -> StepProcess:
@@ -60,12 +60,12 @@ def test_terminate_ends_the_whole_group_even_when_it_ignores_sigterm() -> None:
     result: list[int] = []
     runner = threading.Thread(target=lambda: result.append(process.run(emit)))
     runner.start()
-    assert ready.wait(60)
+    assert ready.wait(DEADLINE_S)
     process.terminate(grace_s=0.2)
-    runner.join(60)
+    runner.join(DEADLINE_S)
     process.terminate()  # a second call finds nobody
     assert result[0] < 0
-    assert not psutil.pid_exists(seen[0]) or psutil.Process(seen[0]).status() == psutil.STATUS_ZOMBIE
+    until_gone(seen[0])
 
 
 def test_terminate_before_start_does_nothing() -> None:
@@ -84,11 +84,9 @@ def test_a_child_dies_with_a_killed_parent() -> None:
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
+        child = int(parent.stdout.readline())
         parent.send_signal(signal.SIGKILL)
-        parent.wait()
-    psutil.wait_procs([child], timeout=30)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    until_gone(child)
 
 
 def test_the_hook_exists_where_the_kernel_can_do_it() -> None:

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,21 +31,12 @@ from evpack.steps.runner import run_step
 from evpack.steps.state import read_attempts, read_marker
 from tests.docker import sleeper
 from tests.docker.conftest import IMAGE, Plan, Run
+from tests.waiting import until
 
 pytestmark = pytest.mark.docker
 
 SETUP, CALIBRATE, PRESET = "fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset"
 CREATE, EVALUATE = "fixture.quant_clean.create", "fixture.quant_clean.evaluate"
-DEADLINE_S = 300.0
-"""Longest wait for something that takes seconds; only there so that a hang ends."""
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.1)
-    return found
 
 
 def last_error(run: RunDir, step: str) -> str:

@@ -17,7 +17,8 @@ from evpack.steps.runner import run_step
 from evpack.steps.state import read_attempts, read_marker
 from tests.docker import sleeper
 from tests.docker.conftest import Plan, Run
-from tests.docker.test_docker_engine import SETUP, until
+from tests.docker.test_docker_engine import SETUP
+from tests.waiting import until
 
 pytestmark = pytest.mark.docker
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,6 +25,8 @@ from tests.docker.conftest import Plan
 
 DIGEST = f"sha256:{'a' * 64}"
 LIMITS = ContainerLimits(DIGEST, 10**9, 10**8)
+NO_PROCESS = (1 << 22) + 1
+"""Beyond all ids that Linux gives."""
 
 
 def spec_of(run: RunDir, home: Home, step: str, texts: Iterable[Path] = ()) -> ContainerSpec:
@@ -164,8 +165,8 @@ def test_a_supervisor_is_known_by_host_id_and_start() -> None:
     this = Supervisor.this()
     assert Supervisor.parse(str(this)) is not None and not this.is_gone()
     assert replace(this, start=f"{this.start}0").is_gone()  # somebody else got its id
-    assert replace(this, pid=unused_pid()).is_gone()
-    assert not replace(this, host=f"not-{socket.gethostname()}", pid=unused_pid()).is_gone()
+    assert replace(this, pid=NO_PROCESS).is_gone()
+    assert not replace(this, host=f"not-{socket.gethostname()}", pid=NO_PROCESS).is_gone()
     assert Supervisor.parse("") is None and Supervisor.parse("host pid 1.0") is None
 
 
@@ -173,10 +174,6 @@ def test_no_correction_of_the_clock_makes_a_supervisor_look_gone(monkeypatch: py
     this = Supervisor.this()
     monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0)
     assert not this.is_gone() and Supervisor.this() == this
-
-
-def unused_pid() -> int:
-    return next(pid for pid in range(2, 1 << 22) if not psutil.pid_exists(pid) and pid != os.getpid())
 
 
 def context(run: RunDir, home: Home, step: str) -> StepContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -23,22 +24,23 @@ def alive(pid: int) -> bool:
 
 
 def main(marks: Path, seed: int, rounds: int) -> None:
+    """Take devices so many times; with 0 rounds, take one and hold it until killed."""
     dice = random.Random(seed)  # noqa: S311
     home, settings = Home.locate(), Settings(gpu_cache_ttl=5)
     done = 0
-    while done < rounds:
+    while done < rounds or rounds == 0:
         with ExitStack() as locks:
-            devices, _ = claim(home, settings, Demand(dice.randint(1, 3), 1, idle=True), locks, str(seed))
+            count = dice.randint(1, 3) if rounds else 1
+            devices, _ = claim(home, settings, Demand(count, 1, idle=True), locks, str(seed))
             for device in devices:
                 mark = marks / device.uuid
                 if mark.exists() and alive(int(mark.read_text() or "0")):
                     sys.exit(f"{device.uuid} is held twice")
                 mark.write_text(str(os.getpid()))
-            if devices:
-                if rounds > 1000:
-                    print("holding", flush=True)
-                    time.sleep(0.05)
-                done += 1
+            if devices and rounds == 0:
+                print("holding", flush=True)
+                signal.pause()
+            done += bool(devices)
             time.sleep(dice.random() / 500)
             for device in devices:
                 (marks / device.uuid).unlink()

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from evpack.runtime.leases import claim, health_of, holder, known_devices, lease
 from evpack.settings import Settings
 from evpack.steps.runner import Terminated, TimedOut
 from tests.runtime.conftest import MakeContext, Pretend
+from tests.waiting import DEADLINE_S
 
 WORKER = Path(__file__).with_name("lease_worker.py")
 SETTINGS = Settings(gpu_cache_ttl=0)
@@ -94,12 +95,20 @@ def test_waiting_ends_with_an_exit_of_its_own(home: Home, pretend: Pretend, make
     assert caught.value.exit_code == StepExit.NO_DEVICE
 
 
-def test_a_waiting_step_gets_what_becomes_free(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+def test_a_waiting_step_gets_what_becomes_free(
+    home: Home, pretend: Pretend, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(count=1)
     locks = ExitStack()
     take(home, 1, locks)
-    threading.Timer(0.2, locks.close).start()
-    with lease_devices(make_context(lease_wait=60), 1) as leased:
+    pause = time.sleep
+
+    def becomes_free(_: float) -> None:
+        locks.close()
+        pause(0.01)
+
+    monkeypatch.setattr(leases.time, "sleep", becomes_free)
+    with lease_devices(make_context(lease_wait=DEADLINE_S), 1) as leased:
         assert leased.devices == ("GPU-0",) and leased.waited_s > 0
 
 
@@ -275,7 +284,8 @@ def test_an_unreadable_record_is_a_quarantine(home: Home) -> None:
 def test_competing_processes_never_share_a_device_and_sigkill_loses_none(home: Home, pretend: Pretend) -> None:
     """Each worker takes 1 to 3 of 5 devices again and again and marks each with a file that must not be there yet.
 
-    A killed worker leaves its marks, so the mark names its process: a mark of a live process is a double booking.
+    Others hold one until they are killed. They leave their marks, so a mark names its process: that of a live process
+    is a double booking.
     """
     pretend(count=5)
     marks = home.root / "marks"
@@ -286,13 +296,13 @@ def test_competing_processes_never_share_a_device_and_sigkill_loses_none(home: H
         command = [sys.executable, str(WORKER), str(marks), str(seed), str(rounds)]
         return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
 
-    forever = [start(seed, 10**6) for seed in range(4)]
+    forever = [start(seed, 0) for seed in range(4)]
     counted = [start(100 + seed, 25) for seed in range(6)]
     try:
-        for victim in forever:  # kill each while it holds devices: it says so
+        for victim in forever:
             assert victim.stdout is not None and victim.stdout.readline().startswith("holding")
             victim.send_signal(signal.SIGKILL)
-        answers = [worker.communicate(timeout=50)[0].splitlines() for worker in counted]
+        answers = [worker.communicate(timeout=DEADLINE_S)[0].splitlines() for worker in counted]
     finally:
         for worker in (*forever, *counted):
             with contextlib.suppress(ProcessLookupError):

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -22,6 +24,7 @@ from evpack.settings import Settings
 from evpack.steps import runner, state
 from evpack.steps.base import StepContext
 from tests.plans import model_plan, planned_run
+from tests.waiting import DEADLINE_S
 
 SETUP, CALIBRATE = "m.setup_baseline", "m.calibrate"
 
@@ -214,49 +217,69 @@ def work(ctx):
     with publishing(ctx.run.model("m").root / "slow") as part:
         (part / "half").write_text("x")
         print("working", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 sys.modules["child"] = sys.modules["__main__"]
 runner.STEP_FUNCTIONS = dict.fromkeys(StepType, "child:work")
 sys.exit(runner.main_step(Path(sys.argv[1]), sys.argv[2], 1, None))
 """
 
 
-def child(run: RunDir, step: str, code: str = CHILD, stderr: int | None = None) -> subprocess.Popen[str]:
+def child(run: RunDir, step: str, code: str = CHILD, **streams: int) -> subprocess.Popen[bytes]:
+    """A process that runs a step and is at work. Unbuffered: nothing is read ahead of who asks for the rest."""
     command = [sys.executable, "-c", code, str(run.root), step]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, **streams)
     assert process.stdout is not None
-    assert any("working" in line for line in process.stdout)
+    assert any(b"working" in line for line in process.stdout)
     return process
+
+
+def end(process: subprocess.Popen[bytes], told: bytes | None = None) -> str:
+    """Wait for the end of a process; what else it put out."""
+    return process.communicate(told, timeout=DEADLINE_S)[0].decode()
+
+
+HANG = """
+import collections, faulthandler, itertools, signal
+alarm, limit, asked = signal.alarm, faulthandler.dump_traceback_later, {}
+signal.alarm = lambda seconds: asked.update(alarm=seconds) or 0
+faulthandler.dump_traceback_later = lambda *given, **named: asked.update(limit=(given, named))
+def hang():
+    print("working", flush=True)
+    given, named = asked["limit"]
+    limit(*given, **named)
+    alarm(asked["alarm"])
+    collections.deque(itertools.repeat(0), maxlen=0)
+"""
+"""Hangs where Python looks at no signal. The clocks that were set for it run from then on, however late that is."""
 
 
 def test_sigterm_ends_a_step_and_leaves_nothing_half_written(run: RunDir) -> None:
     process = child(run, SETUP)
     assert state.step_state(run, SETUP) == "running"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    end(process)
     assert process.returncode == StepExit.TRANSIENT
     assert list(run.model("m").root.iterdir()) == []
     assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
 
 
 def test_a_second_sigterm_does_not_break_the_end(run: RunDir) -> None:
-    clean = "print('cleaning', flush=True); time.sleep(1); print('cleaned', flush=True)"
-    code = CHILD.replace(
-        "        time.sleep(60)\n", f"        try:\n            time.sleep(60)\n        finally:\n            {clean}\n"
-    )
-    process = child(run, SETUP, code)
+    lines = '        print("working", flush=True)\n        time.sleep(600)\n'
+    clean = "print('cleaning', flush=True); input(); print('cleaned', flush=True)"
+    code = CHILD.replace(lines, f"        try:\n{indent(lines, '    ')}        finally:\n            {clean}\n")
+    process = child(run, SETUP, code, stdin=subprocess.PIPE)
     process.send_signal(signal.SIGTERM)
-    assert process.stdout is not None and any("cleaning" in line for line in process.stdout)
+    assert process.stdout is not None and any(b"cleaning" in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output = end(process, b"\n")  # it cleans up until it gets this line
     assert process.returncode == StepExit.TRANSIENT and "cleaned" in output
     assert list(run.model("m").root.iterdir()) == []
     assert state.read_attempts(run, SETUP)[0]["error"] == "terminated from outside"
 
 
 def wait_for_ever(ctx: StepContext) -> list[Path]:
-    signal.pause()
-    return []
+    while True:
+        time.sleep(0.01)  # a signal that comes just before a long wait would not end it
 
 
 def test_campaign_level_steps_have_time_limits_too(
@@ -273,10 +296,9 @@ def test_campaign_level_steps_have_time_limits_too(
 
 def test_a_step_that_hangs_where_no_signal_reaches_it_is_ended_all_the_same(run: RunDir) -> None:
     runner.run_step(run.root, SETUP)
-    hang = CHILD.replace("time.sleep(60)", "collections.deque(itertools.repeat(0), maxlen=0)")
-    code = f"import collections, itertools\n{hang}".replace("sys.exit(", "runner.HANG_S = 1\nsys.exit(")
+    code = HANG + CHILD.replace("time.sleep(600)", "hang()").replace("sys.exit(", "runner.HANG_S = 1\nsys.exit(")
     process = child(run, CALIBRATE, code, stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=60)
+    output = end(process)
     assert process.returncode == 1 and class_of(1, output.splitlines())[0] is StepExit.TRANSIENT
     assert "Timeout (0:00:02)!" in output and "in work" in output  # and where it hung
     assert state.step_state(run, CALIBRATE) == "failed"
@@ -286,10 +308,9 @@ def test_devices_that_never_answer_hold_up_nobody_for_ever(tmp_path: Path) -> No
     step = StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="gpu1_s")
     settings = Settings(min_free_disk_gb=0, lease_wait=0)
     run = planned_run(tmp_path / "run", (step,), settings, models=(model_plan(devices=1, lane="gpu1_s"),))
-    lease = "def lease(*_): print('working', flush=True); collections.deque(itertools.repeat(0), maxlen=0)\n"
-    code = f"import collections, itertools\n{lease}{CHILD}".replace("None))", "None, lease))")
+    code = f"{HANG}def lease(*_): hang()\n{CHILD}".replace("None))", "None, lease))")
     process = child(run, CALIBRATE, code.replace("sys.exit(", "runner.HANG_S = 1\nsys.exit("), stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=60)
+    output = end(process)
     assert process.returncode == 1 and "Timeout (0:00:01)!" in output and "in lease" in output
 
 
@@ -317,16 +338,18 @@ def test_an_attempt_that_lives_counts_whatever_came_after(run: RunDir) -> None:
 def test_sigkill_leaves_an_attempt_that_is_seen_as_failed(run: RunDir) -> None:
     process = child(run, SETUP)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    end(process)
     assert state.step_state(run, SETUP) == "failed"
     assert not run.marker(SETUP).exists()
 
 
 def test_the_time_limit_ends_a_step(run: RunDir) -> None:
     runner.run_step(run.root, SETUP)
-    process = child(run, CALIBRATE)
-    process.communicate(timeout=30)
-    assert process.returncode == StepExit.TRANSIENT
+    # The limit may be over before the work begins.
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(run.root), CALIBRATE], check=False, stdout=subprocess.DEVNULL
+    )
+    assert done.returncode == StepExit.TRANSIENT
     assert "exceeded its limit of 1 s" in state.read_attempts(run, CALIBRATE)[0]["error"]
 
 
