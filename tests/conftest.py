@@ -1,4 +1,4 @@
-"""Shared set-up: hypothesis profile and an environment without the operator's own settings."""
+"""Shared set-up: hypothesis profile and an environment without what the operator or the machine set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
+OUTSIDE = ("GIT_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_")
+"""Beginnings of variables that lead git and hub clients elsewhere, as in a git hook or beside a mirror."""
+for _name in list(os.environ):
+    # A proxy would be asked for the loopback interface; colours and widths change what commands print.
+    if _name.startswith(OUTSIDE) or _name.lower().endswith("_proxy") or _name in ("FORCE_COLOR", "COLUMNS"):
+        del os.environ[_name]
+os.umask(0o022)
+
 
 @pytest.fixture(autouse=True)
 def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,5 +29,6 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             "OUTPUT_DIR",
             "NUM_GPUS",
             "GPU_ID_LIST",
+            "CUDA_VISIBLE_DEVICES",
         ):
             monkeypatch.delenv(name)

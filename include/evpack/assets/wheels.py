@@ -40,7 +40,7 @@ def fetch_wheel(wheel: Wheel, directory: Path) -> Path:
         IntegrityError: the bytes are not the pinned ones.
     """
     place = directory / wheel.requirement
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--no-color"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(place), wheel.requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     files = list(place.glob("*.whl"))
