@@ -157,6 +157,15 @@ def test_weights_of_another_size_than_planned_block_the_model(desk: Desk, hub: H
     assert not run.model("org__tiny").baseline.exists()
 
 
+def test_a_text_of_which_a_run_is_too_small_a_part_is_refused(desk: Desk, source: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)  # noqa: S311
+    (tmp_path / "long.txt").write_text(" ".join(f"w{draw.randrange(WORDS)}" for _ in range(9_000)))
+    run = desk.plan(str(source), text_path=str(tmp_path / "long.txt"))
+    said = desk.set_up(run, StepExit.PERMANENT)
+    assert "of which a run must predict 1 %, 90; it predicts 56" in said
+    assert not run.model("tiny").windows.exists()
+
+
 # --- storage ---------------------------------------------------------------------------------------------------------
 def test_all_storage_modes_give_the_same_model(desk: Desk, source: Path) -> None:
     found = {}

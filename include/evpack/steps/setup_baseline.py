@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from evpack.catalog.policy import Policy
 from evpack.checkpoint.convert import converted
 from evpack.checkpoint.profile import build_profile, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.storage import bring_in
 from evpack.data.sources import source_from
 from evpack.data.tokenise import load_tokenizer, texts_of, token_ids, tokenizer_digest
-from evpack.data.windows import WindowDemand, make_windows
-from evpack.errors import CheckpointError, MissingFile
+from evpack.data.windows import WindowDemand, WindowSet, make_windows
+from evpack.errors import CheckpointError, DataError, MissingFile
 from evpack.files import publishing
 from evpack.guards.invariants import require_finite
 from evpack.plan.model import ModelPlan
@@ -30,7 +32,7 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
     Raises:
         BadInput: when the source or the text is not there or not usable.
         CheckpointError: when the checkpoint is damaged or not finite.
-        DataError: when the text is too short.
+        DataError: when the text is too short, or a run too small a part of it.
     """
     model, place = model_of(ctx)
     for path in (place.baseline, place.windows, place.profile):
@@ -91,6 +93,23 @@ def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
         tokenizer_digest=tokenizer_digest(tokenizer),
         decode=lambda tokens: texts_of(tokenizer, tokens),
     )
+    _require_share(windows, Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy)))
     with publishing(place.windows, str(ctx.attempt)) as part:
         windows.save(part)
     log.info("%d windows of %d tokens, %d runs", len(windows.tokens), windows.seq_len, len(windows.runs))
+
+
+def _require_share(windows: WindowSet, policy: Policy) -> None:
+    """Refuse a text of which a run is too small a part: no report could be accepted.
+
+    Raises:
+        DataError: how many tokens the text has and how many a run would have to use.
+    """
+    used = len(windows.runs[0].in_order()) * (windows.seq_len - 1)
+    share = policy.number("metrics.pm_ratio.min_token_fraction")
+    if used < (needed := math.ceil(windows.tokens.size * share)):
+        raise DataError(
+            f"the text has {windows.tokens.size} tokens, of which a run must predict {100 * share:g} %, {needed}; "
+            f"it predicts {used}",
+            "raise preview_windows and final_windows, or give less text",
+        )
