@@ -6,17 +6,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 context=${EVPACK_IMAGE_CONTEXT:-$PWD/wheelhouse}
-place=
+engine=
 
+# Whatever of this fails, what counts is how the command ended.
 stop() {
-    [ -n "$place" ] || return 0
-    if [ -s "$place/pid" ]; then
-        engine=$(<"$place/pid")
-        kill "$engine" 2>/dev/null || true
-        for _ in $(seq 100); do kill -0 "$engine" 2>/dev/null || break; sleep 0.1; done
-    fi
-    awk -v place="$place/" 'index($2, place) == 1 {print $2}' /proc/mounts | xargs --no-run-if-empty umount
+    local ended=$?
+    set +e
+    if [ -n "$engine" ]; then
+        kill "$engine"
+        for _ in $(seq 600); do kill -0 "$engine" || break; sleep 0.1; done
+        kill -KILL "$engine"
+    fi 2>/dev/null
+    awk -v place="$place/" 'index($2, place) == 1 {print $2}' /proc/mounts | xargs --no-run-if-empty umount --lazy
     rm -rf "$place"
+    exit "$ended"
 }
 
 start() {
@@ -29,8 +32,7 @@ start() {
         command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
     done
     if ((${#missing[@]})); then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+        tools/apt_install.sh "${missing[@]}" >/dev/null
     fi
     place=$(mktemp -d)
     trap stop EXIT
@@ -38,7 +40,12 @@ start() {
     # Containers have no network, so neither has the engine.
     setsid dockerd --data-root "$place/data" --exec-root "$place/exec" --pidfile "$place/pid" --host "$DOCKER_HOST" \
         --bridge none --iptables=false >"$place/log" 2>&1 &
-    for _ in $(seq 150); do docker info >/dev/null 2>&1 && return; sleep 0.2; done
+    engine=$!
+    for _ in $(seq 3000); do
+        docker info >/dev/null 2>&1 && return
+        kill -0 "$engine" 2>/dev/null || break
+        sleep 0.2
+    done
     tail -20 "$place/log" >&2
     exit 1
 }
