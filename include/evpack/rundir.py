@@ -154,6 +154,11 @@ class RunDir:
         return self.root / "state" / "errors.json"
 
     @property
+    def dag_run(self) -> Path:
+        """state/dag_run.json: the DAG run that works here, and the one that planned the campaign."""
+        return self.root / "state" / "dag_run.json"
+
+    @property
     def disk_pressure(self) -> Path:
         """state/disk_pressure.json: there while the campaign stands still for lack of disk space."""
         return self.root / "state" / "disk_pressure.json"

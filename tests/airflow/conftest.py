@@ -87,6 +87,7 @@ def play(
         return [sys.executable, str(Path(__file__).with_name("fake_step.py")), *real(*args, **kwargs)[4:]]
 
     monkeypatch.setattr(process, "step_command", command)
+    monkeypatch.setenv("EVPACK_HOME", str(_DEPLOYMENT.home.root))
 
     def work(run_dir: Path, **conf: Any) -> tuple[str, dict[str, Counter[str]]]:
         fresh = {"resume": None, "suite_mode": None}  # the DAG object keeps the params of an earlier play

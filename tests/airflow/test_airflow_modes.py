@@ -38,6 +38,7 @@ def test_calibrate_only_then_run_only_on_the_same_plan(play: Any, cells: list[st
     assert [tasks[name] for name in ("compile_verdict", "build_pack", "verify_pack")] == [{"skipped": 1}] * 3
     assert tasks["gate"] == {"success": 1}
     assert not run.final_verdict.exists()
+    assert read_json(run.progress)["completed"] == 3 and read_json(run.errors) == []
     assert calibration_outcome(run).exit is CampaignExit.PASS
     planned = load_plan(run)
     assert len(planned.steps) == 3 + 2 * len(cells) + 3
@@ -52,6 +53,8 @@ def test_calibrate_only_then_run_only_on_the_same_plan(play: Any, cells: list[st
     assert tasks["compile_verdict"] == {"success": 1}
     assert load_plan(run).digest() == planned.digest()
     assert {name: read_marker(run, name) for name in before} == before
+    progress = read_json(run.progress)
+    assert (progress["pending"], progress["running"]) == (0, 0)  # the closing steps are counted as they ended
 
 
 def test_a_failed_calibration_makes_calibrate_only_red(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from evpack.airflow.endings import BlockedTask, StepFailed, check_lane, check_tries, end_task, nothing_to_do
-from evpack.errors import EvpackError
+from evpack.airflow.occupancy import occupy, planned_by
+from evpack.errors import BadInput, EvpackError
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
 from evpack.rundir import RunDir
@@ -39,15 +41,24 @@ class PlanOperator(BaseBranchOperator):
     def choose_branch(self, context: Context) -> list[str]:
         """Plan the campaign and name the tasks that follow."""
         from evpack.airflow.items import used_lanes
-        from evpack.steps.plan import mode_of, open_campaign
+        from evpack.steps.plan import open_campaign, place_and_mode
 
-        home = Home.locate()
+        home, params = Home.locate(), dict(context["params"])
         default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
-            mode = mode_of(dict(context["params"]), home)
+            if not home.pools.is_file():
+                raise BadInput(
+                    f"no pools were made ({home.pools})", "run `evpack airflow setup`, else steps wait forever"
+                )
+            run, mode = place_and_mode(params, home, default_root)
+            planned = run.plan.exists()
+            if planned:
+                occupy(context, run)
+            again = context["ti"].try_number > 1 and planned_by(context, run)
             run, plan = open_campaign(
-                dict(context["params"]), home, default_root=default_root, dag_run=context["dag_run"].run_id
+                params, home, default_root=default_root, dag_run=context["dag_run"].run_id, again=again
             )
+            occupy(context, run, planned=again or not planned)
         except EvpackError as error:
             raise StepFailed(error.diagnostics()) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
@@ -167,8 +178,11 @@ class GateOperator(BaseOperator):
         from evpack.errors import CampaignExit
         from evpack.runtime.notify import notify
         from evpack.runtime.outcome import calibration_outcome, campaign_outcome
+        from evpack.steps.runner import write_summaries
 
         run = run_dir_of(context)
+        with suppress(EvpackError):  # a plan that is gone, a full disk: the outcome says so
+            write_summaries(run, load_plan(run))
         calibrates = _mode(context) == "calibrate-only"
         outcome = calibration_outcome(run) if calibrates else campaign_outcome(run, dag_run=context["dag_run"].run_id)
         self.log.info("%s", outcome.line())
@@ -182,11 +196,17 @@ def run_dir_of(context: Context) -> RunDir:
 
     Raises:
         BlockedTask: when `plan` did not finish.
+        StepFailed: while another DAG run works there.
     """
     value = context["ti"].xcom_pull(task_ids=PLAN_TASK, key=RUN_DIR_KEY)
     if not value:
         raise BlockedTask("the task `plan` gave no run directory; see its log, mend it and clear it")
-    return RunDir(Path(str(value)))
+    run = RunDir(Path(str(value)))
+    try:
+        occupy(context, run)
+    except EvpackError as error:
+        raise StepFailed(error.diagnostics()) from None
+    return run
 
 
 def _mode(context: Context) -> str:

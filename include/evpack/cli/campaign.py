@@ -130,14 +130,15 @@ def show_status(run_dir: Path) -> int:
     from evpack.home import Home
     from evpack.plan.model import load_plan
     from evpack.rundir import RunDir
-    from evpack.runtime.outcome import campaign_outcome, is_running
+    from evpack.runtime.outcome import campaign_outcome
+    from evpack.steps.state import running_step
 
     run = RunDir(run_dir.absolute())
     screen = console()
     plan = load_plan(run)
     show_progress(run, plan, screen)
     show_lanes(run, Home.locate(), screen)
-    if is_running(run, plan):
+    if running_step(run, plan):
         print(f"run directory: {run.root}\nthe campaign runs; no verdict yet")
         return CampaignExit.INCOMPLETE
     outcome = campaign_outcome(run)
@@ -200,11 +201,13 @@ def _run_scheduled(deployment: Deployment, dag_id: str, run_id: str, conf: Mappi
     """Start Airflow, trigger the run, show progress until it ends."""
     from evpack.airflow.client import FINISHED, Client
     from evpack.airflow.embedded import running
+    from evpack.airflow.occupancy import check_free
     from evpack.cli.campaign_view import LiveView, console
 
     print("starting Airflow", flush=True)
     with running(deployment, _say) as airflow, Client(airflow.endpoint) as client:
         _check_pools(client, deployment.home)
+        check_free(client, run)
         client.trigger(dag_id, run_id, conf)
         endpoint = airflow.endpoint
         print(f"Airflow UI: {endpoint.run_url(dag_id, run_id)}", flush=True)

@@ -24,8 +24,8 @@ Takes the settings and the checkpoint directories; raises BadInput.
 CheckPack = Callable[[Settings, RunDir], object]
 """Refuses what would keep the pack from being sealed (`evpack.steps.build_pack.check_pack`); raises BadInput."""
 
-_FRESH = frozenset({"analysis", "state", "logs"})
-"""What a killed plan or a scheduler may have left in a run directory without a plan."""
+_FRESH = frozenset({"analysis", "state", "logs", "archive"})
+"""What a run directory without a plan may hold: what a killed plan or a scheduler left, campaigns that made way."""
 
 
 def check_settings(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.build_pack import signing_key_of
 from evpack.steps.plan import uncalibrated
-from evpack.steps.state import read_marker, step_state
+from evpack.steps.state import read_marker, running_step
 
 CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
 """What must have finished before a verdict counts."""
@@ -87,12 +87,7 @@ def calibration_outcome(run: RunDir) -> Outcome:
 
 def campaign_state(run: RunDir, plan: CampaignPlan) -> str:
     """One word for a list: RUNNING, else how the campaign ended."""
-    return "RUNNING" if is_running(run, plan) else campaign_outcome(run).exit.name
-
-
-def is_running(run: RunDir, plan: CampaignPlan) -> bool:
-    """Whether the process of some step is alive."""
-    return any(step_state(run, step.id) == "running" for step in plan.steps)
+    return "RUNNING" if running_step(run, plan) else campaign_outcome(run).exit.name
 
 
 def verify_command(run: RunDir, outcome: Outcome, home: Home) -> str | None:

@@ -8,7 +8,7 @@ from evpack.errors import BadInput
 from evpack.plan.model import CampaignPlan
 from evpack.rundir import RunDir
 from evpack.steps.runner import ALWAYS_RUN
-from evpack.steps.state import archive_outputs, read_marker, step_state
+from evpack.steps.state import archive_outputs, read_marker, running_step
 
 
 def invalidate(run: RunDir, plan: CampaignPlan, step_id: str) -> list[str]:
@@ -23,9 +23,8 @@ def invalidate(run: RunDir, plan: CampaignPlan, step_id: str) -> list[str]:
         BadInput: for a step that the plan does not have, or while a step of the campaign runs.
     """
     affected = dependents(plan, step_id)
-    running = [step.id for step in plan.steps if step_state(run, step.id) == "running"]
-    if running:
-        raise BadInput(f"step {running[0]} of {run.root} is running", "wait for the end of the campaign, or stop it")
+    if running := running_step(run, plan):
+        raise BadInput(f"step {running} of {run.root} is running", "wait for the end of the campaign, or stop it")
     taken = []
     for name in affected:
         path, marker = run.marker(name), read_marker(run, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +15,7 @@ import evpack
 from evpack.catalog.suites import settings_for
 from evpack.data.preflight import check_source
 from evpack.errors import BadInput
-from evpack.files import utc_now
+from evpack.files import digest_json, read_json, utc_now
 from evpack.home import Home
 from evpack.pack.provenance import collect_source_repo
 from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
@@ -24,7 +25,7 @@ from evpack.settings import Settings
 from evpack.settings_resolve import given_fields, unknown_variables
 from evpack.steps.build_pack import check_pack
 from evpack.steps.replan import replan
-from evpack.steps.state import read_marker
+from evpack.steps.state import read_marker, running_step
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def open_campaign(
     event: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     dag_run: str | None = None,
+    again: bool = False,
 ) -> tuple[RunDir, CampaignPlan]:
     """Plan a campaign, or take up the one that the run directory holds: models without memory move (`replan`).
 
@@ -49,6 +51,8 @@ def open_campaign(
         event: payload of the asset event that triggered the run.
         environ: environment to read settings from; this process's when None.
         dag_run: id of the DAG run that asks, None when there is none.
+        again: that DAG run planned it before and was told to plan again: a campaign of other models, settings or code
+            than now moves to archive/, and a new one takes its place.
 
     Raises:
         BadInput: before anything is written.
@@ -57,11 +61,15 @@ def open_campaign(
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
     check_mode(run, settings.suite_mode)
+    whole = settings.model_copy(update={"suite_mode": "full"})  # the whole graph, whatever part of it runs now
+    source_repo = _source_repo(environ)
+    if again and settings.resume is None and run.plan.exists():
+        _make_way(run, build_plan(whole, home, utc_now()), source_repo)
     plan = plan_campaign(
         run,
-        settings.model_copy(update={"suite_mode": "full"}),  # the whole graph, whatever part of it runs now
+        whole,
         home,
-        source_repo=_source_repo(environ),
+        source_repo=source_repo,
         check_source=partial(check_source, home=home),
         check_pack=check_pack,
         given=given_fields(params),
@@ -96,9 +104,13 @@ def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
         log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
 
 
-def mode_of(params: Mapping[str, Any], home: Home, environ: Mapping[str, str] | None = None) -> str:
-    """Which part of the campaign runs now (PACK_SUITE_MODE): the whole graph is planned, only this part is started."""
-    return settings_for(params, {}, os.environ if environ is None else environ, home).suite_mode
+def place_and_mode(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple[RunDir, str]:
+    """Where `open_campaign` would plan, and which part of the campaign runs now (PACK_SUITE_MODE).
+
+    The whole graph is planned, only this part is started.
+    """
+    settings = settings_for(params, {}, os.environ, home)
+    return run_dir(settings, default_root), settings.suite_mode
 
 
 def check_mode(run: RunDir, mode: str) -> None:
@@ -129,6 +141,40 @@ def run_dir(settings: Settings, default_root: Path | None = None) -> RunDir:
         stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         chosen = Path.cwd() / RUNS_NAME / f"{settings.suite}_{stamp}"
     return RunDir(Path(chosen).absolute())
+
+
+def _make_way(run: RunDir, draft: Draft, source_repo: Mapping[str, Any]) -> None:
+    """Move a campaign to archive/ unless it would be planned the same now.
+
+    Raises:
+        BadInput: while one of its steps runs.
+    """
+    frozen = load_plan(run)
+    if _same(run, frozen, draft, source_repo):
+        return
+    if step := running_step(run, frozen):
+        raise BadInput(f"step {step} of {run.root} is running", "wait for its end, or stop it; then plan again")
+    target = run.archive / f"campaign-{uuid.uuid4().hex[:8]}"
+    target.mkdir(parents=True)
+    log.warning("models, settings or code are others than when this was planned; the old campaign moves to %s", target)
+    # state/ last: as long as it is there, a kill in between is made good by planning again.
+    for path in sorted(run.root.iterdir(), key=lambda path: path == run.plan.parent):
+        if path != run.archive:
+            path.rename(target / path.name)
+
+
+def _same(run: RunDir, frozen: CampaignPlan, draft: Draft, source_repo: Mapping[str, Any]) -> bool:
+    """Whether a campaign is what would be planned now, but for times and what the disk has room for."""
+    passing = {"created_at": None, "variant_budget_gb": None}
+    if frozen.as_planned().to_json() | passing != draft.plan.to_json() | passing:
+        return False
+    documents = {name: value for name, value in draft.documents.items() if name != run.model_revisions.name}
+    for name, value in documents.items():
+        path = run.plan.parent / name
+        if not path.is_file() or digest_json(read_json(path)) != digest_json(value):
+            return False
+    code = read_json(run.source_repo) if run.source_repo.is_file() else {}
+    return {**code, "recorded_at": None} == {**source_repo, "recorded_at": None}
 
 
 def _source_repo(environ: Mapping[str, str] | None) -> dict[str, Any]:

@@ -115,12 +115,20 @@ def run_step(
             exit_, error = attempted(attempt_it, step, own_process=own_process)
         finally:
             record.end(exit_, error)
-            if step.type is StepType.COMPILE_VERDICT:
-                write_json(run.progress, state.progress(run, plan))
-                write_json(run.errors, state.errors(run, plan))
             if step.type in ALWAYS_RUN:
-                write_timeline(run, plan)
+                write_summaries(run, plan)
     return exit_
+
+
+def write_summaries(run: RunDir, plan: CampaignPlan) -> None:
+    """state/progress.json, state/errors.json and analysis/timeline.svg, from markers and attempt records as they are.
+
+    Raises:
+        DiskFull: when there is no room for them.
+    """
+    write_json(run.progress, state.progress(run, plan))
+    write_json(run.errors, state.errors(run, plan))
+    write_timeline(run, plan)
 
 
 def attempted(work: Callable[[], None], step: StepPlan, *, own_process: bool) -> tuple[StepExit, str | None]:

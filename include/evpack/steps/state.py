@@ -286,6 +286,11 @@ def step_state(run: RunDir, step_id: str) -> str:
     return "running" if _alive(last) else "failed"
 
 
+def running_step(run: RunDir, plan: CampaignPlan) -> str | None:
+    """A step whose process is alive, None when there is none."""
+    return next((step.id for step in plan.steps if step_state(run, step.id) == "running"), None)
+
+
 def _alive(record: dict[str, Any]) -> bool:
     """Whether the process of a running attempt exists; on another host it is taken to. Old records name no start."""
     return record["host"] != socket.gethostname() or lives(record["pid"], record.get("pid_start", ""))
