@@ -27,6 +27,17 @@ DIMS = {
 }
 GPT_DIMS = {"vocab_size": 64, "n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
 MOE = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+DEEPSEEK_MOE = {
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 0,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
 LOCAL_MOE = {"num_local_experts": 3, "num_experts_per_tok": 2}
 
 DENSE = [f"mlp.{w}_proj.weight" for w in ("gate", "up", "down")]
@@ -72,6 +83,13 @@ FAMILIES = {
     ),
     "qwen3_moe": (DIMS | MOE | {"head_dim": 8}, "model.layers.{}.", EXPERTS, QKVO, []),
     "olmoe": (DIMS | MOE, "model.layers.{}.", EXPERTS, QKVO, []),
+    "deepseek_v3": (
+        DIMS | LATENT | DEEPSEEK_MOE,
+        "model.layers.{}.",
+        EXPERTS + [f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")],
+        [f"self_attn.{w}.weight" for w in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")],
+        [],
+    ),
     "gpt_oss": (
         DIMS | LOCAL_MOE | {"head_dim": 8},
         "model.layers.{}.",

@@ -47,9 +47,10 @@ _TABLE: tuple[tuple[Part, Role, str], ...] = (
     # the expert every token passes: Qwen2-MoE, DeepSeek
     ("ffn", "in", rf"{_MLP}\.shared_experts?\.{_GATED_IN}\.weight"),
     ("ffn", "down", rf"{_MLP}\.shared_experts?\.down_proj\.weight"),
-    # attention: separate | fused projections, then the way out
-    ("attn", "query", rf"{_ATTN}\.(?:q_proj|qkv_proj|query_key_value|c_attn|[Ww]qkv|wq)\.weight"),
+    # attention: separate | fused | latent (DeepSeek-V2, -V3) projections, then the way out
+    ("attn", "query", rf"{_ATTN}\.(?:q_proj|qkv_proj|query_key_value|c_attn|[Ww]qkv|wq|q_b_proj)\.weight"),
     ("attn", "other", rf"{_ATTN}\.(?:[kvo]_proj|out_proj|c_proj|dense|w[kvo])\.weight"),
+    ("attn", "other", rf"{_ATTN}\.(?:q_a_proj|kv_a_proj_with_mqa|kv_b_proj)\.weight"),
 )
 
 
