@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -149,6 +150,17 @@ def test_a_second_service_in_one_home_is_refused(fresh: Deployment) -> None:
         pytest.fail("it cannot have started")
 
 
+def test_nobody_else_gets_the_port_before_the_server_listens() -> None:
+    with embedded._reserved_port() as port, embedded._reserved_port() as other:
+        assert port != other
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind((embedded.HOST, port))
+        with socket.create_server((embedded.HOST, port)) as server:  # allows what servers allow (SO_REUSEADDR)
+            assert server.getsockname()[1] == port
+            with socket.create_connection((embedded.HOST, port)):
+                pass
+
+
 def answering(handler: object) -> Client:
     return Client(Endpoint("http://a", "admin", "p"), httpx.MockTransport(handler))  # type: ignore[arg-type]
 
@@ -182,6 +194,23 @@ def test_runs_have_a_logical_date_so_that_the_older_goes_first() -> None:
         client.trigger("d", "second", {})
     assert sent == sorted(set(sent))
     assert len(sent) == 2
+
+
+def test_a_request_whose_answer_got_lost_is_not_refused_when_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evpack.airflow.client.time.sleep", lambda _: None)
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        if len(asked) == 1:
+            raise httpx.ReadTimeout("no answer")
+        return httpx.Response(409, json={"detail": "the run is there"})
+
+    with answering(handler) as airflow:
+        airflow.trigger("d", "r", {})
+        assert asked == ["POST", "POST"]
+        with pytest.raises(BadInput, match="the run is there"):
+            airflow.trigger("d", "r", {})
 
 
 def test_refused_parameters_are_the_operators_fault() -> None:

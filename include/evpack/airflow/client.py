@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 import httpx
 
+from evpack.airflow.config import LOCK_WAIT_S
 from evpack.errors import BadInput, Transient
 
 FINISHED = frozenset({"success", "failed"})
 """Terminal states of a DAG run."""
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = LOCK_WAIT_S + 30.0
+"""Longer than the server itself waits for its database, so that what it answers is heard."""
 _TRIES = 5
 """Tries of a request while the server is busy or starting."""
 
@@ -52,7 +54,7 @@ class Client:
     def health(self) -> dict[str, str | None]:
         """Status by component (``healthy``, ``unhealthy``, None when absent); empty when nothing answers."""
         try:
-            answer = self._http.get("/api/v2/monitor/health", timeout=2.0)
+            answer = self._http.get("/api/v2/monitor/health", timeout=10.0)
             return {name: part["status"] for name, part in answer.json().items()} if answer.is_success else {}
         except (httpx.HTTPError, ValueError):
             return {}
@@ -126,6 +128,8 @@ class Client:
             if answer.is_server_error:
                 problem = f"HTTP {answer.status_code}"
                 continue
+            if answer.status_code == httpx.codes.CONFLICT and problem:
+                return None  # an earlier try was heard, its answer was not
             if answer.is_client_error:
                 raise BadInput(f"Airflow refuses {method} {path}: {_detail(answer)}", "mend the named parameter")
             return answer.json() if answer.content else None

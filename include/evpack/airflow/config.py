@@ -42,6 +42,10 @@ LOCK_WAIT_S = 60
 """Seconds a process waits for the database's lock. SQLite's own 5 s are not enough on a crowded machine: there a
 scheduler died of a lock."""
 
+PARSE_S = 300
+"""Longest time to read a DAG file, most of which are Airflow's imports: seconds, on a crowded machine more than the 30
+that Airflow allows."""
+
 SPARE_TASKS = 6
 """Tasks beyond the pools' slots that may run at once: selections, plan, verdict."""
 
@@ -183,7 +187,11 @@ class Deployment:
                 "simple_auth_manager_users": f"{USER}:admin",
                 "simple_auth_manager_passwords_file": str(self.passwords),
                 "execution_api_server_url": f"http://{HOST}:{port}/execution/",
+                "dagbag_import_timeout": str(PARSE_S),
             },
+            # Airflow's 5 s are less than the server itself waits for its database.
+            "workers": {"execution_api_timeout": str(LOCK_WAIT_S)},
+            "dag_processor": {"dag_file_processor_timeout": str(PARSE_S)},
             "database": {"sql_alchemy_conn": f"sqlite:///{self.root / 'airflow.db'}?timeout={LOCK_WAIT_S}"},
             "logging": {"base_log_folder": str(self.logs), "colored_console_log": "False"},
             "scheduler": {

@@ -34,8 +34,8 @@ from evpack.runtime.pools import pool_slots
 from evpack.runtime.process import die_with_parent
 
 PREFERRED_PORT = 8080
-START_S = 120.0
-"""Longest wait until scheduler and API server are healthy; measured: below 15 s on two cores."""
+START_S = 600.0
+"""Longest wait until scheduler and API server are healthy; only there so that a hang ends. Below 15 s on two cores."""
 STOP_S = 5.0
 """Seconds the processes may take after SIGTERM before SIGKILL; idle ones need 2, a step cleans up within 3."""
 POLL_S = 0.2
@@ -119,8 +119,8 @@ def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[Runn
     try:
         stop_leftovers(deployment, say)
         reap_abandoned(deployment.home, say)
-        with _signals_raise():
-            airflow = RunningAirflow(_endpoint(deployment, _free_port()), deployment)
+        with _signals_raise(), _reserved_port() as port:
+            airflow = RunningAirflow(_endpoint(deployment, port), deployment)
             try:
                 yield airflow
             finally:
@@ -243,15 +243,25 @@ def endpoint_of(deployment: Deployment) -> Endpoint | None:
     return _endpoint(deployment, int(state["port"])) if state.get("port") else None
 
 
-def _free_port() -> int:
-    """The preferred port when nobody has it, else any free one."""
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """The preferred port when nobody has it, else any free one. On Linux nobody else gets it until the block ends.
+
+    Bound here, before SO_REUSEADDR is set, it is given to no other socket; with SO_REUSEADDR here and there, as all
+    servers set it, the API server may still listen on it, because nobody listens here.
+    """
     for port in (PREFERRED_PORT, 0):
-        with socket.socket() as probe:
+        with socket.socket() as place:
             try:
-                probe.bind((HOST, port))
+                place.bind((HOST, port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found = int(place.getsockname()[1])
+            if sys.platform != "linux":
+                place.close()
+            yield found
+            return
     raise Transient(f"no free port on {HOST}")
 
 
