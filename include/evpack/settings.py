@@ -253,7 +253,7 @@ class Settings(BaseModel):
     ] = 32
     config_file: Annotated[
         FilePath | None,
-        Var(TEXT, "PACK_CONFIG_FILE", "YAML with primary_metric.acceptance_range and drift_band.", PLAN),
+        Var(TEXT, "PACK_CONFIG_FILE", "YAML with limits: of primary_metric and of guards (docs/guards.md).", PLAN),
     ] = None
     config_root: Annotated[
         FilePath | None,

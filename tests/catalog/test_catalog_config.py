@@ -45,6 +45,23 @@ def test_the_file_stands_above_the_profile_and_both_above_their_defaults(tmp_pat
     assert policy.thresholds["primary_metric.drift_band.max"].origin == "override: configuration"
 
 
+def test_limits_of_guards_are_merged_one_by_one(tmp_path: Path) -> None:
+    write(
+        tmp_path / "base.yaml", "guards: {spectral: {max_caps: 8, stable_rank: {warn_ratio: 0.4}}, rmt: {epsilon: 1}}"
+    )
+    file = write(tmp_path / "own.yaml", "{defaults: !include base.yaml, guards: {rmt: {epsilon: 0.5}, variance: {}}}")
+    overrides = policy_overrides(settings(config_file=str(file)))
+    assert overrides == {
+        "guards.spectral.max_caps": 8,
+        "guards.spectral.stable_rank.warn_ratio": 0.4,
+        "guards.rmt.epsilon": 0.5,
+    }
+    policy = resolve_policy("balanced", "small", overrides)
+    assert policy.number("spectral.max_caps") == 8
+    assert policy.thresholds["rmt.epsilon"].origin == "override: configuration"
+    assert policy.number("rmt.epsilon_rms") == resolve_policy("balanced", "small").number("rmt.epsilon_rms")
+
+
 def test_variables_name_the_files(tmp_path: Path) -> None:
     file = write(tmp_path / "conf" / "own.yaml", "defaults: !include ../base.yaml")
     write(tmp_path / "base.yaml", "primary_metric: {drift_band: [0.8, 1.3]}")
@@ -60,7 +77,11 @@ def test_variables_name_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("guards: {}", "'guards' cannot be configured here"),
+        ("dataset: {}", "'dataset' cannot be configured here"),
+        ("guards: {spectral: {max_kaps: 2}}", "'guards.spectral.max_kaps' cannot be configured here"),
+        ("guards: {spectral: {scope: ffn}}", "'guards.spectral.scope' cannot be configured here"),
+        ("guards: {invariants: {max: 2}}", "'guards.invariants.max' cannot be configured here"),
+        ("guards: 2", "'guards' cannot be configured here"),
         ("primary_metric: {ratio_limit: 2}", "'ratio_limit' cannot be configured here"),
         ("primary_metric: 2", "primary_metric is 2, not a mapping"),
         ("defaults: {dataset: {}}", "defaults: 'dataset' cannot"),

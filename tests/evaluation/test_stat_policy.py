@@ -56,6 +56,14 @@ def test_layers_override_from_tier_to_profile_to_configuration() -> None:
     assert given.digest() != resolve_policy("balanced", "ci_cpu").digest()
 
 
+def test_a_configuration_sets_limits_of_guards() -> None:
+    given = {"guards.spectral.max_spectral_norm": 40, "guards.variance.monitor_only": False}
+    policy = resolve_policy("balanced", "ci", given)
+    assert policy.number("spectral.max_spectral_norm") == 40
+    assert not policy.flag("variance.monitor_only")
+    assert policy == Policy.parse(canonical_json(policy.to_json()))
+
+
 def test_environment_reaches_no_threshold(monkeypatch) -> None:
     before = resolve_policy("balanced", "ci")
     monkeypatch.setenv("INVARLOCK_PM_ACCEPTANCE_MAX", "9")
@@ -77,6 +85,14 @@ def test_environment_reaches_no_threshold(monkeypatch) -> None:
         (("balanced", "ci", {"acceptance_range": [1.2, 1.1]}), "empty"),
         (("balanced", "ci", {"drift_band": [0.9, math.inf]}), "finite"),
         (("balanced", "ci", {"drift_band": [1, 2, 3]}), "drift_band"),
+        (("balanced", "ci", {"guards.spectral.scope": "ffn"}), "guards.spectral.scope"),
+        (("balanced", "ci", {"guards.spectral.max_caps": 2.5}), "max_caps is 2.5"),
+        (("balanced", "ci", {"guards.spectral.max_caps": True}), "max_caps is True, not a number"),
+        (("balanced", "ci", {"guards.spectral.ratio_cap": -0.1}), "ratio_cap is -0.1"),
+        (("balanced", "ci", {"guards.rmt.epsilon": math.nan}), "epsilon is nan"),
+        (("balanced", "ci", {"guards.rmt.epsilon": None}), "epsilon is None"),
+        (("balanced", "ci", {"guards.rmt.windows.count": 0}), "not positive"),
+        (("balanced", "ci", {"guards.variance.monitor_only": 0}), "monitor_only is 0, not a switch"),
     ],
 )
 def test_bad_policy_input_names_the_value(arguments, named) -> None:

@@ -2,22 +2,24 @@
 
 Two files may, both YAML with `!include`: the profile's, ``runtime/profiles/<profile>.yaml`` below
 INVARLOCK_CONFIG_ROOT, and on top of it PACK_CONFIG_FILE. Each holds ``primary_metric`` with ``acceptance_range`` and
-``drift_band``; ``defaults`` (usually an include) holds the same and yields to what stands beside it.
+``drift_band``, and ``guards`` with limits by guard (``spectral: {max_caps: 8}``); ``defaults`` (usually an include)
+holds the same and yields to what stands beside it, limit by limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from evpack.catalog.policy import guard_limits
 from evpack.errors import BadInput, MissingFile
 from evpack.files import Json
 from evpack.settings import Settings
 from evpack.yaml_files import Reach, read_yaml
 
 LIMITS = ("acceptance_range", "drift_band")
-_MEND = "keep only primary_metric.acceptance_range and primary_metric.drift_band; settings are given as variables"
+_MEND = "keep only primary_metric.acceptance_range, primary_metric.drift_band and limits of guards"
 
 
 def policy_overrides(settings: Settings) -> dict[str, Any]:
@@ -51,12 +53,23 @@ def _files(settings: Settings) -> Iterator[tuple[Path, Path]]:
 
 
 def _limits(document: Json, name: str) -> dict[str, Any]:
-    content = _section(document, name, ("defaults", "primary_metric"))
+    content = _section(document, name, ("defaults", "primary_metric", "guards"))
     below = _limits(content["defaults"], f"{name}: defaults") if "defaults" in content else {}
-    return below | dict(_section(content.get("primary_metric", {}), f"{name}: primary_metric", LIMITS))
+    metric = _section(content.get("primary_metric", {}), f"{name}: primary_metric", LIMITS)
+    guards = dict(_leaves("guards", content.get("guards", {})))
+    return below | dict(metric) | dict(_section(guards, name, guard_limits()))
 
 
-def _section(value: Json, name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+def _leaves(path: str, value: Json) -> Iterator[tuple[str, Json]]:
+    """The values of nested mappings by dotted path."""
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(f"{path}.{key}", inner)
+
+
+def _section(value: Json, name: str, known: Collection[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise BadInput(f"{name} is {value!r}, not a mapping", _MEND)
     if unknown := [key for key in value if key not in known]:

@@ -6,6 +6,7 @@ every leaf carries where it comes from; `Policy.values` gives the nested form of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -17,18 +18,23 @@ from evpack.errors import BadInput, EvidenceError
 from evpack.files import digest_json, first_fault, parse_json
 
 POLICY_SCHEMA: Final = "evpack_policy_v1"
+_CONFIGURED = "override: configuration"
 TIERS_SCHEMA = "evpack_tiers_v1"
 EvidenceLevel = Literal["low", "medium", "high"]
 LEVELS: tuple[EvidenceLevel, ...] = ("low", "medium", "high")
 
 _RANGES = ("primary_metric.acceptance_range", "primary_metric.drift_band")
-_POSITIVE = ("metrics.pm_ratio.ratio_limit_base", *(f"{name}.{end}" for name in _RANGES for end in ("min", "max")))
+_POSITIVE = (
+    *("metrics.pm_ratio.ratio_limit_base", "rmt.windows.count", "variance.calibration.windows"),
+    *(f"{name}.{end}" for name in _RANGES for end in ("min", "max")),
+)
 _FRACTIONS = (
     "metrics.pm_ratio.min_token_fraction",
     "metrics.pm_ratio.min_tokens_tolerance",
     "metrics.pm_tail.quantile",
     "verdict.informational_min_signal_fraction",
 )
+_GUARDS = ("spectral.", "rmt.", "variance.")
 _SIGNAL_KINDS = frozenset({"gate_flip", "remediation", "detected_shift"})
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | list[StrictStr] | list[StrictFloat] | None
@@ -165,11 +171,11 @@ def resolve_policy(tier: str, profile: str, overrides: Mapping[str, Any] | None 
     """The thresholds of a tier under a profile.
 
     Args:
-        overrides: from a preset or configuration, never from the environment: ``acceptance_range`` and
-            ``drift_band``, each ``{min, max}`` or a pair; a missing half keeps what tier and profile say.
+        overrides: from a configuration, never from the environment: ``acceptance_range`` and ``drift_band``, each
+            ``{min, max}`` or a pair (a missing half keeps what tier and profile say), and limits of `guard_limits`.
 
     Raises:
-        BadInput: for an unknown tier or profile, or an override that is no range.
+        BadInput: for an unknown tier or profile, or an override that is no range or no limit.
     """
     data = _tier_data()
     layers = [("all tiers", data["common"])]
@@ -188,14 +194,44 @@ def resolve_policy(tier: str, profile: str, overrides: Mapping[str, Any] | None 
     try:
         policy._check("policy")
     except EvidenceError as error:
-        raise BadInput(error.what, "give 0 < min <= max") from error
+        raise BadInput(error.what, "give 0 < min <= max, and counts of 1 or more") from error
     return policy
 
 
+def guard_limits() -> frozenset[str]:
+    """Limits of guards that a configuration may set: numbers and switches, as ``guards.<guard>.<limit>``."""
+    return frozenset(
+        f"guards.{key}"
+        for key, kinds in _shipped_kinds().items()
+        if key.startswith(_GUARDS) and not kinds.isdisjoint({"number", "switch"})
+    )
+
+
+def _guard_limit(name: str, value: Any) -> dict[str, Leaf]:
+    key = name.removeprefix("guards.")
+    (wanted,) = _shipped_kinds()[key] - {"null"}
+    if _kind(value) != wanted:
+        raise BadInput(
+            f"{name} is {value!r}, not a {wanted}", "give true or false" if wanted == "switch" else "give a number"
+        )
+    if wanted == "number" and (not 0 <= value < math.inf or (_is_whole(key) and not isinstance(value, int))):
+        raise BadInput(f"{name} is {value!r}", f"give a {'whole ' if _is_whole(key) else ''}number of 0 or more")
+    return {key: Leaf(value=value, origin=_CONFIGURED)}
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a number counts something, as all that is shipped for it does."""
+    data = _tier_data()
+    layers = (data["common"], *data["tiers"].values(), *data["profiles"].values())
+    return all(isinstance(leaves[key]["value"], int) for leaves in layers if key in leaves)
+
+
 def _override(name: str, value: Any) -> dict[str, Leaf]:
+    if name in guard_limits():
+        return _guard_limit(name, value)
     prefix = f"primary_metric.{name}"
     if prefix not in _RANGES:
-        raise BadInput(f"policy override {name!r} is not allowed", "allowed: acceptance_range, drift_band")
+        raise BadInput(f"policy override {name!r} is not allowed", "allowed: acceptance_range, drift_band, guards")
     if isinstance(value, list | tuple) and len(value) == 2:
         value = dict(zip(("min", "max"), value, strict=True))
     if not isinstance(value, Mapping) or not value or not set(value) <= {"min", "max"}:
@@ -204,7 +240,7 @@ def _override(name: str, value: Any) -> dict[str, Leaf]:
         if _kind(number) != "number":
             raise BadInput(f"{name}.{end} is {number!r}, not a number", "give 0 < min <= max")
     try:
-        return {f"{prefix}.{end}": Leaf(value=float(n), origin="override: configuration") for end, n in value.items()}
+        return {f"{prefix}.{end}": Leaf(value=float(n), origin=_CONFIGURED) for end, n in value.items()}
     except (ValidationError, OverflowError) as error:
         raise BadInput(f"{name} is {value!r}, not finite", "give 0 < min <= max") from error
 
