@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch  # noqa: TID253
@@ -141,6 +142,16 @@ def test_export_writes_a_directory_that_was_not_there(pair, tmp_path):
     assert Checkpoint(out).digest() == variant.digest()
     again = CliRunner().invoke(build_app(), command)
     assert isinstance(again.exception, BadInput) and "exists already" in again.exception.what
+
+
+def test_export_finds_the_baseline_beside_the_variant(pair, tmp_path):
+    baseline, variant = pair
+    models = tmp_path / "models"
+    shutil.copytree(variant.path, models / "s")
+    (models / "baseline").symlink_to(baseline.path.absolute())
+    result = CliRunner().invoke(build_app(), ["variant", "export", str(models / "s"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert Checkpoint(tmp_path / "out").digest() == variant.digest()
 
 
 @pytest.mark.parametrize(("name", "said"), [(".", "is not a variant"), ("nowhere", "does not exist")])

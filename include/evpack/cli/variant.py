@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
     @variant.command()
     def export(
         directory: Path = typer.Argument(help="The variant: models/<scenario> below a model of a run directory."),
-        baseline: Path = typer.Option(..., "--baseline", help="The checkpoint it was made from (models/baseline)."),
+        baseline: Path | None = typer.Option(
+            None, "--baseline", help="The checkpoint it was made from; else baseline beside it."
+        ),
         out: Path = typer.Option(..., "--out", help="Directory to make; must not exist."),
     ) -> None:
         """Write a variant out in full: a directory that transformers loads. A damaged variant stays damaged."""
@@ -37,7 +39,7 @@ def register(app: typer.Typer) -> None:
                 f"{directory}: the weights were removed after the evaluation",
                 "plan with PACK_KEEP_VARIANTS=1, or `evpack invalidate` its create step and run that by `evpack step`",
             )
-        source = Checkpoint(baseline)
+        source = Checkpoint(baseline or directory.absolute().parent / "baseline")
         opened = DeltaCheckpoint(source, directory)
         try:
             with publishing(out) as part:
