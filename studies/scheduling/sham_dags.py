@@ -10,8 +10,6 @@ from typing import Any
 from evpack.airflow.factory import build_dags
 from evpack.runtime import process
 
-SHAM = Path(__file__).with_name("sham_step.py")
-
 
 class InlineStep:
     """A step in the process of its task: for many tasks whose steps do nothing. Stands for `process.StepProcess`."""
@@ -29,13 +27,13 @@ class InlineStep:
         """It ends with the task."""
 
 
-def sham_dags(*, inline: bool) -> tuple[Any, Any]:
-    """Both DAGs; every step that this process starts from now on is a sham."""
+def sham_dags(program: Path, *, inline: bool) -> tuple[Any, Any]:
+    """Both DAGs; every step that this process starts from now on is a sham: `program`."""
     real = process.step_command
 
     def command(*arguments: Any, **named: Any) -> list[str]:
         words = real(*arguments, **named)
-        return [sys.executable, str(SHAM), *words[words.index("step") :]]
+        return [sys.executable, str(program), *words[words.index("step") :]]
 
     process.step_command = command
     if inline:

@@ -19,6 +19,7 @@ from unittest import mock
 from evpack.airflow import embedded
 from evpack.airflow.client import FINISHED, Client
 from evpack.airflow.config import CAMPAIGN_DAG, PROJECT_ENV, Deployment
+from evpack.errors import Transient
 from evpack.files import write_json
 from evpack.home import ENV_NAME, Home
 from evpack.plan.nvml import SIMULATED_ENV
@@ -53,14 +54,19 @@ _TUNED = {
 }
 """Of models that no shipped table knows."""
 
+SHAM = Path(__file__).with_name("sham_step.py")
+DEADLINE_S = 4 * 3600.0
+"""Longest campaign; only there so that a hang ends."""
+
 _DAG_FILE = """# Airflow looks only into files with the words airflow and dag.
 import sys
+from pathlib import Path
 
 sys.path.insert(0, {root!r})
 
 from studies.scheduling.sham_dags import sham_dags
 
-evidence_campaign, evidence_nightly = sham_dags(inline={inline})
+evidence_campaign, evidence_nightly = sham_dags(Path({program!r}), inline={inline})
 """
 
 
@@ -82,10 +88,13 @@ class Stage:
         """The state in which a run ended.
 
         Raises:
-            Transient: when a component of Airflow died.
+            Transient: when a component of Airflow died, or the run does not end.
         """
+        deadline = time.monotonic() + DEADLINE_S
         while (state := self.client.run_state(CAMPAIGN_DAG, run_id)) not in FINISHED:
             self.airflow.check()
+            if time.monotonic() > deadline:
+                raise Transient(f"run {run_id} does not end")
             time.sleep(POLL_S)
         return state
 
@@ -104,6 +113,7 @@ def stage(
     scale: float,
     cpu_scale: float | None = None,
     inline: bool = False,
+    program: Path = SHAM,
 ) -> Iterator[Stage]:
     """Start Airflow in a new home below `folder`, with models of the full suite and pretended 80 GB devices.
 
@@ -112,13 +122,14 @@ def stage(
         scale: seconds of a step on devices per second of the formula.
         cpu_scale: the same of all other steps; `scale` when None.
         inline: run steps in the process of their task.
+        program: what runs in the place of `evpack step`.
     """
     home = Home(folder / "home").create()
     pretend_hub(home, models, tokenizer=FIXTURE / "model")
     gpus = folder / "gpus.json"
     gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(devices)]}))
     slots = {GPU: devices, CPU: cpu_slots}
-    deployment = Deployment.locate(home, {PROJECT_ENV: str(_project(folder / "project", inline))})
+    deployment = Deployment.locate(home, {PROJECT_ENV: str(_project(folder / "project", program, inline))})
     scales = json.dumps([scale, scale if cpu_scale is None else cpu_scale])
     variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALES_ENV: scales}
     with (
@@ -141,9 +152,10 @@ def fixture_models(folder: Path, count: int) -> dict[str, Any]:
     return {"models": [str(copy) for copy in copies], "tuned_edit_params_file": str(tuned)}
 
 
-def _project(folder: Path, inline: bool) -> Path:
+def _project(folder: Path, program: Path, inline: bool) -> Path:
     """A project whose DAGs start sham steps."""
     (folder / "dags").mkdir(parents=True)
-    (folder / "dags" / "evidence_campaign.py").write_text(_DAG_FILE.format(root=str(ROOT), inline=inline))
+    dags = _DAG_FILE.format(root=str(ROOT), program=str(program), inline=inline)
+    (folder / "dags" / "evidence_campaign.py").write_text(dags)
     (folder / "plugins").symlink_to(ROOT / "plugins")
     return folder

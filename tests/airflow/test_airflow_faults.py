@@ -17,7 +17,7 @@ from evpack.plan.model import StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.leases import health_of, holder
 from evpack.steps.state import read_attempts, read_marker
-from studies.scheduling import stage as stages
+from studies.scheduling.stage import Stage, stage
 from tests.waiting import until, until_gone
 
 pytestmark = pytest.mark.airflow
@@ -26,17 +26,6 @@ MODEL = "mistralai/Mistral-7B-v0.1"
 NAME = "mistralai__mistral-7b-v01"
 SCENARIOS = ["prune_50pct_stress", "extreme_quant", "nan_injection", "inf_injection"]
 FAULTY = Path(__file__).with_name("faulty_step.py")
-DAG_FILE = f"""# Airflow looks only into files with the words airflow and dag.
-import sys
-from pathlib import Path
-
-sys.path.insert(0, {{root!r}})
-
-from studies.scheduling import sham_dags
-
-sham_dags.SHAM = Path({str(FAULTY)!r})
-evidence_campaign, evidence_nightly = sham_dags.sham_dags(inline={{inline}})
-"""
 
 
 def evaluate(scenario: str) -> str:
@@ -52,7 +41,7 @@ FAULTS = {
 }
 
 
-def ended(at: stages.Stage) -> None:
+def ended(at: Stage) -> None:
     """Fails when the campaign is over."""
     assert at.client.run_state(CAMPAIGN_DAG, "faults") not in FINISHED
 
@@ -75,7 +64,6 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[st
         (tmp_path / "faults.json").write_text(json.dumps(faults))
 
     monkeypatch.setenv("EVPACK_FAULTS", str(tmp_path / "faults.json"))
-    monkeypatch.setattr(stages, "_DAG_FILE", DAG_FILE)
     return write
 
 
@@ -85,7 +73,7 @@ IMPATIENT = {"retry_backoff_base": 0.5, "retry_backoff_max": 1, "reschedule_paus
 
 def test_classes_of_failures_and_a_sick_device(tmp_path: Path, faulty: Faulty) -> None:
     faulty(FAULTS)
-    with stages.stage(tmp_path, [MODEL], devices=2, cpu_slots=2, scale=0) as at:
+    with stage(tmp_path, [MODEL], devices=2, cpu_slots=2, scale=0, program=FAULTY) as at:
         run = at.start("faults", models=[MODEL], scenarios=SCENARIOS, **IMPATIENT)
 
         # The task is killed while its step computes: the device stays with the step until that has ended.
@@ -145,7 +133,7 @@ def test_a_resume_maps_a_model_without_memory_into_the_next_lane(tmp_path: Path,
     def devices(step: str) -> list[int]:
         return [len(record["leased"]["devices"]) for record in read_attempts(run, step) if record["leased"]]
 
-    with stages.stage(tmp_path, [MODEL], devices=4, cpu_slots=2, scale=0) as at:
+    with stage(tmp_path, [MODEL], devices=4, cpu_slots=2, scale=0, program=FAULTY) as at:
         run = at.start("planned", models=[MODEL], scenarios=["extreme_quant", "nan_injection"], **IMPATIENT)
         at.wait("planned")
         frozen, lane = run.plan.read_bytes(), load_plan(run).model(NAME).lane

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from studies.scheduling.sham_step import SHAM_GB
 from studies.scheduling.shapes import full_models
 from studies.scheduling.stage import Stage, fixture_models, stage
 from studies.scheduling.tasks import CPU, GPU
+from tests.scheduling.together_step import TOGETHER_ENV
 from tests.scheduling.traces import (
     agreement,
     check_devices,
@@ -44,11 +45,14 @@ SCENARIOS = ["quant_4bit_clean", "fp8_e5m2_clean", "prune_50pct_stress", "extrem
 SLOTS = {GPU: 8, CPU: 4}
 KEEP = os.environ.get("EVPACK_KEEP_TIMELINE")
 """Directory that gets the pictures, when set."""
+TOGETHER = Path(__file__).with_name("together_step.py")
 AGREE = 0.85
 """Share of starts in the simulator's order: the rest is what the machine's own load moves."""
 
 
-def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: bool = True) -> None:
+def check_run(
+    at: Stage, names: list[str], tied_s: float = 0.0, *, slots: Mapping[str, int] = SLOTS, compared: bool = True
+) -> None:
     """Everything that must hold of campaigns that ran at once.
 
     Args:
@@ -64,12 +68,16 @@ def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: boo
         check_weights(steps[name], frozen_settings(run).order)
     check_order(together)
     check_fairness(steps)
-    most = check_pools(together, SLOTS)
+    most = check_pools(together, slots)
     check_devices(runs)
     assert all((run.analysis / TIMELINE_NAME).is_file() for run in runs)
     if not compared:
         return
-    spans = {span.task.id: span.start for span in simulated(runs, steps, SLOTS) if span.task.pool == GPU}
+    spans = {
+        span.task.id: span.start
+        for span in simulated(runs, steps, slots, together=len(runs) > 1)
+        if span.task.pool == GPU
+    }
     real = {}
     for name, run in zip(names, runs, strict=True):
         found = ran(steps[name])
@@ -80,14 +88,16 @@ def check_run(at: Stage, names: list[str], tied_s: float = 0.0, *, compared: boo
     assert agrees >= AGREE
 
 
-def test_two_campaigns_at_once_share_the_devices(tmp_path: Path) -> None:
+def test_two_campaigns_at_once_share_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(ORDERS)
-    with stage(tmp_path, SMALL, devices=8, cpu_slots=4, scale=0.02) as at:
+    monkeypatch.setenv(TOGETHER_ENV, ",".join(names))
+    slots = {**SLOTS, CPU: len(SMALL) * len(names) + 2}  # for all presets at once, and for what they wait for
+    with stage(tmp_path, SMALL, devices=slots[GPU], cpu_slots=slots[CPU], scale=0.02, program=TOGETHER) as at:
         for name in names:
             at.start(name, models=SMALL, scenarios=["quant_4bit_clean", "nan_injection"], order=name)
         for name in names:
             at.wait(name)
-        check_run(at, names, tied_s=3.0)
+        check_run(at, names, tied_s=3.0, slots=slots)
 
 
 @pytest.mark.slow

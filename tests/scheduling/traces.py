@@ -10,13 +10,13 @@ from typing import Any
 
 from evpack.airflow.weights import task_weight
 from evpack.files import read_json
-from evpack.plan.model import CampaignPlan, load_plan
+from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.timeline import attempt_bars
 from studies.scheduling.durations import measured
 from studies.scheduling.simulator import Simulation, Span
-from studies.scheduling.tasks import Task, airflow_tasks
+from studies.scheduling.tasks import Duration, Task, airflow_tasks
 
 TIED_S = 1.0
 """What became ready this short a time before another task was chosen may have missed that choice."""
@@ -112,8 +112,14 @@ def of_run(tasks: Iterable[Task], run: str, age: int) -> list[Task]:
     ]
 
 
-def simulated(runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping[str, int]) -> list[Span]:
-    """The same campaigns in the simulator, with the durations that were measured and the mean overhead of a task."""
+def simulated(
+    runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping[str, int], *, together: bool = False
+) -> list[Span]:
+    """The same campaigns in the simulator, with the durations that were measured and the mean overhead of a task.
+
+    Args:
+        together: whether they evaluated together (`together_step`): what a preset waited for is then no work.
+    """
     tasks, overheads = [], []
     for age, run in enumerate(runs):
         plan = load_plan(run)
@@ -123,6 +129,10 @@ def simulated(runs: Sequence[RunDir], steps: Mapping[str, Steps], slots: Mapping
         for task, step_id in zip(ran(steps[name]), step_ids(plan, ran(steps[name])), strict=True):
             took = moment(task, "end_date") - moment(task, "queued_when")
             overheads.append(took - durations(plan.step(step_id)).seconds)
+    if together:
+        ready = frozenset(task.id for task in tasks if task.type in (StepType.CREATE, StepType.DERIVE_PRESET))
+        tasks = [replace(task, duration=Duration(0)) if task.type is StepType.DERIVE_PRESET else task for task in tasks]
+        tasks = [replace(task, needs=task.needs | ready) if task.type is StepType.EVALUATE else task for task in tasks]
     return Simulation(tasks, slots, overhead_s=sum(overheads) / len(overheads)).run()
 
 
