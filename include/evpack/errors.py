@@ -44,6 +44,14 @@ class CampaignExit(IntEnum):
     INCOMPLETE = 3
 
 
+def plain(text: object) -> str:
+    """A text for a terminal, on one line: what does not print (line ends, escapes, lone surrogates) is spelt out.
+
+    Texts come from packs and names that nobody trusts, which must not write lines of their own.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 class EvpackError(Exception):
     """Base of all errors this package raises on purpose.
 
@@ -61,7 +69,8 @@ class EvpackError(Exception):
 
     def diagnostics(self) -> str:
         """The text for people: what is wrong, then the mend."""
-        return f"{self.what}\n  mend: {self.mend}" if self.mend else self.what
+        what = "\n".join(map(plain, self.what.split("\n")))
+        return f"{what}\n  mend: {self.mend}" if self.mend else what
 
     def __str__(self) -> str:
         return f"{self.what} ({self.mend})" if self.mend else self.what

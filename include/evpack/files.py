@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -75,11 +76,14 @@ def finite_or_none(value: float | None) -> float | None:
 _NAME_KEPT = 200
 """Characters of a file's name that its temporary name keeps: the longest step ids fill a file system's 255."""
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that is half of a character: a document with one may hold text that no encoding has."""
+
 _CONTAINERS = frozenset({dict, list})
 
 
 def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
-    """Parse strict JSON: UTF-8 without BOM, no duplicate keys, no NaN or infinity, bounded size and depth.
+    """Parse strict JSON: UTF-8 without BOM, no half characters, no duplicate keys, no NaN, bounded size and depth.
 
     Args:
         data: the bytes that were hashed, never a second read of the file.
@@ -129,7 +133,17 @@ def parse_json(data: bytes, name: str, limit: int = MAX_JSON_BYTES) -> Json:
         raise EvidenceError(f"{name}: {error}") from error
     if too_deep:
         raise EvidenceError(f"{name}: JSON nested deeper than {MAX_JSON_DEPTH} levels")
+    if _SURROGATE.search(data) and not _encodable(value):
+        raise EvidenceError(f"{name}: half of a surrogate pair, which is no character")
     return value
+
+
+def _encodable(value: Json) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _examined(value: Json, limit: int) -> tuple[bool, bool]:

@@ -66,11 +66,13 @@ TOKENIZER = "t" * 64
 class Campaign:
     """Writes a run directory piece by piece; `finish` compiles the verdict."""
 
-    def __init__(self, root: Path, runs: int = 3, layers: int = 1) -> None:
+    def __init__(self, root: Path, runs: int = 3, layers: int = 1, **settings: Any) -> None:
         self.run = RunDir(root)
         self.runs = runs
         self.paper = Model(layers)
-        self.settings = SETTINGS.model_copy(update={"clean_edit_runs": runs, "drift_calibration_runs": runs})
+        self.settings = SETTINGS.model_copy(
+            update={"clean_edit_runs": runs, "drift_calibration_runs": runs, **settings}
+        )
         self.policy: Policy = resolve_policy(SETTINGS.tier, SETTINGS.profile)
         self.manifest = _manifest()
         self.plan = _plan(self.manifest, self.settings, self.paper)
@@ -137,9 +139,13 @@ class Campaign:
             policy=self.policy,
             guards=blocks,
             guards_order=SETTINGS.guards_order,
-            dataset={"provider": "text", "seq_len": 128},
-            provenance={"tokenizer_sha256": TOKENIZER},
-            edit={"name": scenario.id},
+            dataset={"provider": "text", "seq_len": 128, "tokens_available": self.windows.tokens.size},
+            provenance={
+                "tokenizer_sha256": TOKENIZER,
+                "code": {"commit": SOURCE["commit"], "dirty": SOURCE["dirty"]},
+                "determinism": self.settings.determinism,
+            },
+            edit={"name": scenario.id, **self.paper.variant(scenario)["metadata"]},
             generated_at=NOW,
             bca=bca_interval(*paired_differences(losses, theirs), seed=losses.seed, replicates=2000),
         )

@@ -88,8 +88,13 @@ class Model:
             "removed": [],
             "config_overrides": {},
             "declaration": None if fault else {"tensors": self._edited(), "edit_type": "quant_rtn"},
-            "metadata": {},
+            "metadata": {"error_type": scenario.id} if fault else self._told(scenario),
         }
+
+    def _told(self, scenario: Scenario) -> dict[str, Any]:
+        edit = self.edit(scenario)
+        assert edit is not None
+        return {key: getattr(edit, key) for key in ("edit_type", "spec", "scope", "bits", "group_size")}
 
     def subject(self, scenario: Scenario | None) -> Contents:
         """The variant, or the baseline without a scenario."""

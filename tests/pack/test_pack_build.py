@@ -158,9 +158,7 @@ def test_an_empty_directory_may_become_the_pack(campaign: Campaign, signing_key:
     assert built.path == target and strict(target, built.fingerprint).ok
 
 
-@pytest.mark.parametrize(
-    "stage", ["collect", "recheck", "readme", "_seal", "_facts", "_free_name", "fsync_tree", "_publish"]
-)
+@pytest.mark.parametrize("stage", ["collect", "recheck", "readme", "_seal", "_free_name", "fsync_tree", "_publish"])
 def test_a_full_disk_at_any_stage_leaves_the_old_pack(
     campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -103,13 +103,15 @@ def test_a_cell_that_is_gone_is_a_regression(
 def test_provenance_that_changed_is_listed(
     app: typer.Typer, good_pack: BuiltPack, campaign: Campaign, rebuilt: Callable[..., BuiltPack], tmp_path: Path
 ) -> None:
-    write_json(campaign.run.source_repo, read_json(campaign.run.source_repo) | {"commit": "1" * 40})
+    write_json(campaign.run.source_repo, read_json(campaign.run.source_repo) | {"describe": "v1"})
     new = rebuilt()
     code, result = difference(app, good_pack, new)
-    assert (code, result["source"]) == (0, {"commit": ["0" * 40, "1" * 40]})
+    assert (code, result["source"]) == (0, {"describe": ["v0", "v1"]})
     args = ["diff", "--html", str(tmp_path / "d.html"), str(good_pack.path), str(new.path)]
     done = CliRunner().invoke(app, args)
-    assert done.exit_code == 0 and "source: commit" in done.output and "Two packs" in (tmp_path / "d.html").read_text()
+    assert (
+        done.exit_code == 0 and "source: describe" in done.output and "Two packs" in (tmp_path / "d.html").read_text()
+    )
 
 
 def test_a_pack_that_does_not_verify_is_not_compared(app: typer.Typer, good_pack: BuiltPack, tmp_path: Path) -> None:

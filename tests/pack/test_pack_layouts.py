@@ -193,7 +193,7 @@ def dies(pid_stage: str, campaign: Campaign, key: Path) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == 9
 
 
-STAGES = ["collect", "recheck", "readme", "_standing", "_free_name", "_facts", "_seal", "fsync_tree", "_publish"]
+STAGES = ["collect", "recheck", "readme", "_standing", "_free_name", "_seal", "fsync_tree", "_publish"]
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "_free_name"])

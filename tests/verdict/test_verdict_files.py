@@ -35,12 +35,18 @@ def everything(campaign, catalog):
     """Every kind of scenario on two models, with failures, gaps and signals."""
     guards = ("invariants", "spectral", "variance")
     made = campaign(*catalog.values(), models=("tiny", "other"), guards_order=guards).write_good()
-    capped = {"status": "warn", "caps_applied": 3}
+    capped = {
+        "status": "warn",
+        "caps_applied": 3,
+        "caps_applied_by_family": {"attn": 1, "ffn": 2},
+        "caps_exceeded": False,
+    }
+    scaled = {"status": "pass", "enabled": True, "proposed_scales": {"layers.0.down_proj": 1.03}}
     made.write(ReportKey("tiny", "quant_clean", 2), ratio=1.4)
     made.write(ReportKey("other", "quant_clean", 1), guards={"spectral": capped})
     made.write(
         ReportKey("tiny", "quant_stress", 1),
-        guards={"spectral": capped, "variance": {"status": "pass", "enabled": True}},
+        guards={"spectral": capped | {"caps_exceeded": True}, "variance": scaled},
     )
     made.write(ReportKey("tiny", "rmt_noise", 1), sidecars={"rmt_probe.json": {"status": "ok", "triggered": True}})
     made.write(ReportKey("other", "nan_injection", 1), ratio=None)
@@ -84,7 +90,7 @@ def test_text_of_a_pass(campaign) -> None:
 def test_text_of_a_mixed_campaign_lists_gaps_then_failures(everything) -> None:
     text = everything.verdict().text()
     assert text.splitlines()[1] == "Verdict: FAIL"
-    assert "  Informational stress signal: 3/4 (fraction 0.75, required 0.5)\n" in text
+    assert "  Informational stress signal: 3/4 (fraction 0.75, required 0.5; clean scenarios 0/2)\n" in text
     assert text.endswith(
         "\n\nMISSING (required):\n"
         "  other: stress: prune_stress\n"
@@ -121,7 +127,13 @@ def test_guard_summaries_count_runs_and_show_the_clean_rate(everything) -> None:
     kinds = summaries["guard_signal_summary.json"]["signal_kinds"]
     assert kinds["remediation"] == {"runs": 2, "clean_rate": pytest.approx(1 / 6)}
     intervention = summaries["guard_intervention_summary.json"]
-    assert intervention["spectral"]["runs"] == 2 and intervention["variance"]["runs"] == 1
+    spectral, variance = (dict(intervention[name]) for name in ("spectral", "variance"))
+    assert len(spectral.pop("reports")) == 2 and len(variance.pop("reports")) == 1
+    families = {"attn": 2, "ffn": 4}
+    counted = {"runs": 2, "caps_applied": 6, "caps_by_family": families, "runs_caps_exceeded": 1, "max_caps": 5}
+    assert spectral == counted
+    proposed = {"report": "tiny/reports/quant_stress/run_1/evaluation.report.json"}
+    assert variance == {"runs": 1, "proposed_scales": [proposed | {"scales": {"layers.0.down_proj": 1.03}}]}
     assert [probe["triggered"] for probe in intervention["probes"]] == [True]
 
 

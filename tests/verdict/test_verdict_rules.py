@@ -273,7 +273,13 @@ def test_informational_scenarios_need_half_of_them_to_signal(campaign, catalog) 
         "fraction": 0.5,
         "required": 0.5,
         "signal_kinds": ["gate_flip", "remediation", "detected_shift"],
-        "by_model": {"tiny": {"total": 2, "signal": 1}},
+        "by_model": {"tiny": {"total": 2, "signal": 1, "fraction": 0.5}},
+        "clean": {
+            "total": 1,
+            "signal": 0,
+            "fraction": 0.0,
+            "by_kind": {"gate_flip": 0.0, "remediation": 0.0, "detected_shift": 0.0},
+        },
     }
     made.write(ReportKey("tiny", "fp8_stress", 1))
     verdict = made.verdict()

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         The pack is verified first; one that does not verify is not attested. `evpack verify --attestation FILE` checks
         the envelope.
         """
-        from evpack.errors import BadInput
+        from evpack.errors import BadInput, plain
         from evpack.files import write_atomic
         from evpack.home import Home
         from evpack.pack import keys
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         trust = Trust(frozenset({keys.fingerprint(private.public_key())}))
         result = verify_pack(pack, trust, Demands(strict=True))
         if not result.ok:
-            typer.echo(f"evpack: {pack} is not attested: {result.findings[0].text}", err=True)
+            typer.echo(f"evpack: {pack} is not attested: {plain(result.findings[0].text)}", err=True)
             raise typer.Exit(int(result.exit_code))
         write_atomic(target, sign(result.files, result.layout, private))
         typer.echo(f"attestation  {target}\nresult       {result.verdict}\nsigner       {result.fingerprint}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evpack.cli.verify import AsJson, Fingerprint, PolicyFile, Store, TrustedKey, read_policy, trust_of
+from evpack.errors import plain
 
 if TYPE_CHECKING:
     from evpack.catalog.policy import Policy
@@ -50,7 +51,7 @@ def register(app: typer.Typer) -> None:
             typer.echo(pretty_json(result).decode("utf-8"), nl=False)
         else:
             for line in lines(result):
-                typer.echo(line)
+                typer.echo(plain(line))
         raise typer.Exit(1 if result["regressions"] else 0)
 
 
@@ -66,7 +67,7 @@ def _side(pack: Path, trust: Trust, limits: Policy | None) -> Side:
 
     result = verify_pack(pack, trust, Demands(policy=limits))
     if result.exit_code not in (VerifyExit.OK, VerifyExit.UNPINNED):
-        typer.echo(f"evpack: {pack} does not verify: {result.findings[0].text}", err=True)
+        typer.echo(f"evpack: {pack} does not verify: {plain(result.findings[0].text)}", err=True)
         raise typer.Exit(int(result.exit_code))
     if result.exit_code is VerifyExit.UNPINNED:
         typer.echo(f"warning: {pack}: no trusted key was given: integrity only", err=True)

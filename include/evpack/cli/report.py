@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evpack.cli.verify import AsJson, PolicyFile, read_policy
+from evpack.errors import plain
 
 if TYPE_CHECKING:
     from evpack.pack.report_check import ReportCheck
@@ -45,7 +46,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             typer.echo(pretty_json(document(checks)).decode("utf-8"), nl=False)
         else:
-            typer.echo("\n".join(line for check in checks for line in _lines(check)))
+            typer.echo("\n".join(plain(line) for check in checks for line in _lines(check)))
         raise typer.Exit(max(check.exit_code for check in checks))
 
 

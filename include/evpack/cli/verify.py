@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from evpack.errors import plain
 
 if TYPE_CHECKING:
     from evpack.catalog.policy import Policy
@@ -51,6 +53,12 @@ def register(app: typer.Typer) -> None:
         expected_fingerprint: Fingerprint = None,
         trust_store: Store = None,
         policy: PolicyFile = None,
+        profile: Annotated[
+            Literal["dev", "ci", "release"],
+            typer.Option(
+                help="ci: metric and drift of must_pass reports pass, must_fail ones do not; release: guards too."
+            ),
+        ] = "dev",
         max_age: Annotated[
             str | None, typer.Option(metavar="AGE", help="Oldest evidence to accept, e.g. 30d, 12h, 90m.")
         ] = None,
@@ -81,9 +89,18 @@ def register(app: typer.Typer) -> None:
             raise BadInput(f"--json-out {json_out} lies inside the pack, which must not change", "write it elsewhere")
         if json_out is not None:
             check_file(json_out, "--json-out")
+        needs_evidence = {
+            "--profile": None if profile == "dev" else profile,
+            "--policy": policy,
+            "--max-age": max_age,
+            "--attestation": attestation,
+        }
+        if skip_verify and (asked := [option for option, value in needs_evidence.items() if value is not None]):
+            raise BadInput(f"--skip-verify leaves out what {asked[0]} asks for", "give one of the two")
         demands = Demands(
             strict=strict,
             policy=read_policy(policy) if policy else None,
+            profile=profile,
             max_age=_age(max_age) if max_age else None,
             skip_evidence=skip_verify,
             attestation=attest.read(attestation) if attestation else None,
@@ -182,9 +199,9 @@ def _print_facts(facts: dict[str, Any]) -> None:
         "supersedes": (stated.get("supersedes") or {}).get("name"),
     }
     for name, value in rows.items():
-        typer.echo(f"{name:<15} {value if value not in (None, '') else '-'}")
+        typer.echo(f"{name:<15} {plain(value) if value not in (None, '') else '-'}")
     for error in facts["errors"]:
-        typer.echo(f"error ({error['exit']})       {error['error']}")
+        typer.echo(f"error ({error['exit']})       {plain(error['error'])}")
     typer.echo("nothing above was recomputed: `evpack verify` does that")
 
 
@@ -195,7 +212,7 @@ def _print(result: Verification) -> None:
     typer.echo(f"fingerprint     {result.fingerprint or '-'}")
     typer.echo(f"recomputed      {result.reports} reports")
     for finding in result.findings:
-        typer.echo(f"error ({int(finding.code)})       {finding.text}")
+        typer.echo(f"error ({int(finding.code)})       {plain(finding.text)}")
     for warning in result.warnings:
-        typer.echo(f"warning         {warning}")
+        typer.echo(f"warning         {plain(warning)}")
     typer.echo(f"outcome         {result.exit_code.name.lower()} (exit {int(result.exit_code)})")

@@ -103,11 +103,11 @@ def build_report(
         "schema_version": "v1",
         "run_id": digest_json([asdict(meta), derived["records"]])[:16],
         "artifacts": {"generated_at": generated_at, "report_path": REPORT_NAME},
-        "plugins": {},
+        "plugins": derived["plugins"],
         "meta": about,
         "edit_name": str(edit.get("name", meta.scenario)),
         "edit": dict(edit),
-        "auto": {"tier": policy.tier, "probes_used": 0, "target_pm_ratio": None},
+        "auto": derived["auto"],
         "dataset": dict(dataset) | derived["dataset"],
         "primary_metric": derived["primary_metric"] | {"bca": dict(bca) if bca else None},
         "primary_metric_tail": derived["primary_metric_tail"],
@@ -117,7 +117,7 @@ def build_report(
         "subject_ref": derived["subject_ref"],
         "resolved_policy": derived["resolved_policy"],
         "policy_digest": derived["policy_digest"],
-        "guard_overhead": {"evaluated": False, "reason": "not measured"},
+        "guard_overhead": derived["guard_overhead"],
         "guards_order": list(guards_order),
         "records": {side: {"path": files[side].path, **derived["records"][side]} for side in files},
         "provenance": dict(provenance),
@@ -192,6 +192,9 @@ def _derived(
     result = assess(subject, baseline, policy, tokens_available=available, noop_shift=noop_shift)
     metric = result.primary_metric
     return {
+        "plugins": {},
+        "auto": {"tier": policy.tier, "probes_used": 0, "target_pm_ratio": None},
+        "guard_overhead": {"evaluated": False, "reason": "not measured"},
         "meta": {
             "model_name": subject.model,
             "scenario": subject.scenario,

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import Json, disk_errors, fsync_tree, parse_json, pretty_json, sha256_bytes, utc_now
+from evpack.files import Json, disk_errors, fsync_tree, pretty_json, sha256_bytes, utc_now
 from evpack.pack import checksums, inventory, keys, layout, manifest, pages, provenance, signature, verify
 from evpack.pack.collect import collect
 from evpack.pack.inventory import Files
@@ -106,7 +106,7 @@ def own_limits(run: RunDir) -> Policy:
 def build(
     run: RunDir, *, key: Path | None, out: Path | None = None, html: bool = True, form: LayoutName = "v1"
 ) -> BuiltPack:
-    """Seal the evidence of a campaign, whatever its verdict.
+    """Seal the evidence of a campaign, whatever its verdict (a PACK_VERIFY_PROFILE other than dev asks for more).
 
     Args:
         key: private key file that signs; None leaves the pack unsigned.
@@ -116,7 +116,7 @@ def build(
 
     Raises:
         BadInput: when the run directory has no verdict yet, the key is unusable, or `out` holds something else.
-        EvidenceError: when a report or the verdict does not follow from the records.
+        EvidenceError: when a report or the verdict does not follow from the records, or PACK_VERIFY_PROFILE is not met.
         DiskFull: when the device has no room.
     """
     private = keys.load_private(key) if key else None
@@ -139,7 +139,8 @@ def build(
             return BuiltPack(target, f"sha256:{digest}", signer, result.level, True, None, tuple(warnings))
         aside = _free_name(target, utc_now()) if before is not None else None
         supersedes = {"name": aside, "manifest_digest": _digest(before)} if before is not None and aside else None
-        sealed = _seal(stage, files, _facts(run, files, result, signer, supersedes), private)
+        facts = manifest.Facts(utc_now(), result.level, run.root.name, signer, supersedes)
+        sealed = _seal(stage, files, facts, result, private)
         fsync_tree(stage.root)
         _publish(stage.root, target, aside, directory)
     return BuiltPack(target, f"sha256:{sha256_bytes(sealed)}", signer, result.level, False, aside, tuple(warnings))
@@ -175,12 +176,19 @@ def _refuse_inconsistent(run: RunDir, result: Recheck) -> None:
             f"the evidence in {run.root} is not consistent: {result.errors[0]}{more}",
             "clear the step that made it, so that it is redone",
         )
+    if result.unmet:
+        more = f" (and {len(result.unmet) - 1} more)" if len(result.unmet) > 1 else ""
+        raise EvidenceError(
+            f"no pack: PACK_VERIFY_PROFILE of this campaign is not met: {result.unmet[0]}{more}",
+            "plan a campaign with PACK_VERIFY_PROFILE=dev to seal whatever its reports say",
+        )
 
 
-def _seal(stage: _Stage, files: Files, facts: manifest.Facts, key: Ed25519PrivateKey | None) -> bytes:
+def _seal(stage: _Stage, files: Files, facts: manifest.Facts, result: Recheck, key: Ed25519PrivateKey | None) -> bytes:
     """Add checksums, manifest and signature, in this order; returns the manifest."""
     control = {layout.CHECKSUMS: checksums.render(files.digests)}
-    control[layout.MANIFEST] = pretty_json(manifest.build(facts, files.digests, control[layout.CHECKSUMS]))
+    restated = manifest.restated(result.campaign, files.digests, result.summary(), result.repeats)
+    control[layout.MANIFEST] = pretty_json(manifest.build(facts, restated, files.digests, control[layout.CHECKSUMS]))
     if key is not None:
         control[layout.SIGNATURE] = signature.sign(control[layout.MANIFEST], key)
     for copy, original in stage.layout.copies().items():
@@ -189,34 +197,6 @@ def _seal(stage: _Stage, files: Files, facts: manifest.Facts, key: Ed25519Privat
     for name, data in control.items():
         stage.add(name, data)
     return control[layout.MANIFEST]
-
-
-def _facts(
-    run: RunDir, files: Files, result: Recheck, signer: str | None, supersedes: dict[str, str] | None
-) -> manifest.Facts:
-    parameters = ("tier", "profile", "dataset", "seq_len", "preview_windows", "final_windows", "guards_order")
-    campaign = result.campaign
-    plan, settings = campaign.plan, campaign.settings
-    frozen = settings.to_json()
-    return manifest.Facts(
-        generated_at=utc_now(),
-        plan=plan,
-        settings=settings,
-        level=result.level,
-        determinism_repeats=result.repeats,
-        label=run.root.name,
-        parameters={
-            **{name: frozen[name] for name in parameters},
-            "settings_digest": f"sha256:{plan.settings_digest}",
-            "plan_digest": f"sha256:{plan.digest()}",
-        },
-        source=provenance.check_source_repo(files[layout.SOURCE], layout.SOURCE),
-        environment=parse_json(files[layout.ENVIRONMENT], layout.ENVIRONMENT),
-        verification=result.summary(),
-        fingerprint=signer,
-        supersedes=supersedes,
-        layout=campaign.layout,
-    )
 
 
 @contextmanager

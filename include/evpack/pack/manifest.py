@@ -12,11 +12,9 @@ from typing import Any
 
 from evpack import __version__
 from evpack.catalog.policy import LEVELS, EvidenceLevel
-from evpack.files import Json, sha256_bytes
+from evpack.files import Json, canonical_json, sha256_bytes
 from evpack.pack import layout, schemas
-from evpack.pack.layout import Layout
-from evpack.plan.model import CampaignPlan
-from evpack.settings import Settings
+from evpack.pack.evidence import Campaign
 
 FORMAT = "evidence-pack-v1"
 MAX_MANIFEST_BYTES = 32 << 20
@@ -48,71 +46,51 @@ def evidence_level(
     return min(level, cap, key=LEVELS.index)
 
 
+_PARAMETERS = ("tier", "profile", "dataset", "seq_len", "preview_windows", "final_windows", "guards_order")
+"""Settings that a manifest repeats."""
+_MATERIALS = {
+    "plan": layout.PLAN,
+    "settings": layout.SETTINGS,
+    "policy": layout.POLICY,
+    "scenarios": layout.SCENARIOS,
+    "tuned_edit_params": layout.TUNED,
+    "model_revisions": layout.REVISIONS,
+    "verification_summary": layout.VERIFICATION,
+    "determinism_repeats": layout.REPEATS,
+}
+
+
 @dataclass(frozen=True)
 class Facts:
-    """What the manifest says beyond digests; all of it also stands in packed files."""
+    """What the manifest says beyond packed files."""
 
     generated_at: str
-    plan: CampaignPlan
-    settings: Settings
     level: EvidenceLevel
-    determinism_repeats: Json
     label: str
     """Name of the run directory, without its path."""
-    parameters: dict[str, Json]
-    source: dict[str, Json]
-    environment: dict[str, Json]
-    verification: dict[str, Json]
     fingerprint: str | None
     supersedes: dict[str, str] | None
-    layout: Layout
 
 
-def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[str, Any]:
+def build(facts: Facts, restated: Mapping[str, Json], digests: Mapping[str, str], checksums: bytes) -> dict[str, Any]:
     """The manifest of a pack.
 
     Args:
+        restated: `restated` of the pack's files.
         digests: hex SHA-256 of every packed file but the control files.
         checksums: the bytes of checksums.sha256.
     """
-
-    def reference(name: str) -> dict[str, str]:
-        path = facts.layout.place(name)
-        return {"path": path, "digest": f"sha256:{digests[path]}"}
-
-    materials = {
-        "plan": layout.PLAN,
-        "settings": layout.SETTINGS,
-        "policy": layout.POLICY,
-        "scenarios": layout.SCENARIOS,
-        "tuned_edit_params": layout.TUNED,
-        "model_revisions": layout.REVISIONS,
-        "verification_summary": layout.VERIFICATION,
-        "determinism_repeats": layout.REPEATS,
-    }
     value: dict[str, Any] = {
         "format": FORMAT,
         "checksums_sha256": layout.CHECKSUMS,
         "checksums_sha256_digest": sha256_bytes(checksums),
         "generated_at": facts.generated_at,
-        **restated(facts.plan, facts.settings, facts.verification, facts.determinism_repeats),
+        **restated,
         "evidence_level": facts.level,
-        "layout": facts.layout.name,
         "run_dir": facts.label,
         "builder": {"id": "evpack", "name": "evpack build", "version": __version__},
-        "subject": {"name": "final_verdict", **reference(layout.VERDICT)},
-        "invocation": {
-            "config_source": {**_known(facts.source), **reference(layout.SOURCE)},
-            "parameters": facts.parameters,
-        },
-        "environment": {**_known(facts.environment), **reference(layout.ENVIRONMENT)},
         "artifacts": sorted(digests),
-        "materials": [
-            {"name": name, **reference(path)} for name, path in materials.items() if facts.layout.place(path) in digests
-        ],
-        "model_licenses": {
-            model.id: MODEL_LICENSES[model.id] for model in facts.plan.models if model.id in MODEL_LICENSES
-        },
+        "model_licenses": {model: MODEL_LICENSES[model] for model in restated["model_list"] if model in MODEL_LICENSES},
     }
     if facts.fingerprint:
         value["signing_key_fingerprint"] = facts.fingerprint
@@ -121,15 +99,26 @@ def build(facts: Facts, digests: Mapping[str, str], checksums: bytes) -> dict[st
     return value
 
 
-def restated(plan: CampaignPlan, settings: Settings, verification: Json, determinism_repeats: Json) -> dict[str, Json]:
+def restated(
+    campaign: Campaign, digests: Mapping[str, str], verification: Json, determinism_repeats: Json
+) -> dict[str, Json]:
     """What a manifest repeats from packed files for readers' convenience; a verifier holds it against them.
 
     Args:
+        digests: hex SHA-256 of every packed file but the control files.
         verification: verification_summary.json.
         determinism_repeats: determinism_repeats.json, null without it.
     """
+    plan, settings = campaign.plan, campaign.settings
     models = sorted(plan.models, key=lambda model: model.id)
+    frozen = settings.to_json()
+
+    def reference(name: str) -> dict[str, str]:
+        path = campaign.at(name)
+        return {"path": path, "digest": f"sha256:{digests[path]}"} if path in digests else {}
+
     return {
+        "layout": campaign.layout.name,
         "suite": plan.suite,
         "model_list": [model.id for model in models],
         "models": [{"model_id": model.id, "revision": model.source.revision} for model in models],
@@ -138,7 +127,22 @@ def restated(plan: CampaignPlan, settings: Settings, verification: Json, determi
         "determinism": settings.determinism,
         "repeats": settings.repeats,
         "determinism_repeats": determinism_repeats,
+        "subject": {"name": "final_verdict", **reference(layout.VERDICT)},
+        "invocation": {
+            "config_source": {**_known(campaign, layout.SOURCE), **reference(layout.SOURCE)},
+            "parameters": {name: frozen[name] for name in _PARAMETERS}
+            | {"settings_digest": f"sha256:{plan.settings_digest}", "plan_digest": f"sha256:{campaign.digests[0]}"},
+        },
+        "environment": {**_known(campaign, layout.ENVIRONMENT), **reference(layout.ENVIRONMENT)},
+        "materials": [{"name": name, **there} for name, path in _MATERIALS.items() if (there := reference(path))],
     }
+
+
+def contradicts(stated: Json, expected: Json) -> bool:
+    """Whether a manifest says otherwise; what it leaves out, and what is not known here, contradicts nothing."""
+    if isinstance(stated, Mapping) and isinstance(expected, Mapping):
+        return any(contradicts(stated[key], expected[key]) for key in stated.keys() & expected.keys())
+    return canonical_json(stated) != canonical_json(expected)
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -160,6 +164,7 @@ def references(value: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield where, entry["path"], entry["digest"].removeprefix("sha256:")
 
 
-def _known(facts: Mapping[str, Json]) -> dict[str, Json]:
-    """Without what is not known: the format's optional fields are left out, not null."""
-    return {key: value for key, value in facts.items() if value is not None}
+def _known(campaign: Campaign, name: str) -> dict[str, Json]:
+    """A packed document without what is not known: the format's optional fields are left out, not null."""
+    value = campaign.document(name) if campaign.has(name) else {}
+    return {key: inner for key, inner in value.items() if inner is not None}

@@ -17,6 +17,9 @@ from evpack.pack import layout, schemas
 from evpack.pack.evidence import Campaign
 from evpack.plan.model import CampaignPlan
 
+_TOLD = ("edit_type", "spec", "scope", "bits", "group_size", "format", "rank")
+"""Of an edit, what a variant's metadata repeats."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -26,6 +29,8 @@ class Subject:
     digest: str
     declaration: Mapping[str, Any] | None
     """What the variant says that it means to change."""
+    metadata: Mapping[str, Any]
+    """How it was made, for people."""
 
 
 def baseline_of(campaign: Campaign, model: str) -> Contents:
@@ -52,7 +57,7 @@ def subject_of(campaign: Campaign, model: str, scenario: str) -> Subject:
             for tensor, c in variant["changed"].items()
         }
         contents = baseline.overlaid(changed, variant["removed"], variant["config_overrides"])
-        return Subject(contents, contents.digest(), variant["declaration"])
+        return Subject(contents, contents.digest(), variant["declaration"], variant["metadata"])
 
     return campaign.parsed(layout.model_state(model, f"variants/{scenario}.json"), parse)
 
@@ -86,6 +91,18 @@ def declaration_problems(
         return
     if declared is None or (declared.get("tensors"), declared.get("edit_type")) != (meant, edit.edit_type):
         yield f"its declaration is not that of the plan's edit ({edit.edit_type}, {len(meant)} tensors)"
+
+
+def metadata_problems(plan: CampaignPlan, model: str, scenario: str, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What a variant tells people of how it was made is the plan's edit, or the scenario's error injection."""
+    edit = plan.edits(model).get(scenario)
+    if edit is None:
+        expected: dict[str, Any] = {"error_type": scenario}
+    else:
+        expected = {key: getattr(edit, key) for key in _TOLD} | {"target_sparsity": edit.sparsity}
+    for key, value in expected.items():
+        if value is not None and metadata.get(key) != value:
+            yield f"its metadata has {key} {metadata.get(key)!r}, the plan {value!r}"
 
 
 def _profile(data: bytes, name: str) -> Contents:

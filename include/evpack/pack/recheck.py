@@ -21,6 +21,7 @@ from evpack.pack.evidence import Campaign, entry, open_campaign, unusual
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 from evpack.pack.manifest import evidence_level
+from evpack.pack.profiles import Profile, strictest
 from evpack.pack.recheck_model import ModelFacts, check_model
 from evpack.pack.recheck_report import Judged, iso_time, judge_report, pack_name
 from evpack.verdict.evidence import ReportKey, expected_reports
@@ -38,6 +39,8 @@ class Recheck:
 
     errors: tuple[str, ...]
     """Everything that does not follow."""
+    unmet: tuple[str, ...]
+    """What does not meet the profile that the campaign, or the caller, asks for."""
     warnings: tuple[str, ...]
     verdict: str
     """PASS, FAIL or INCOMPLETE, as compiled again."""
@@ -83,12 +86,15 @@ class Recheck:
         return {layout.VERIFICATION: pretty_json(self.summary()), **self.verified}
 
 
-def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: int = 1) -> Recheck:
+def recheck(
+    files: Files, where: Layout, limits: Policy | None = None, *, profile: Profile = "dev", jobs: int = 1
+) -> Recheck:
     """Recompute the evidence of a pack.
 
     Args:
         where: the pack's layout.
         limits: what to judge by; None means the installed package's limits for the campaign's tier and profile.
+        profile: what reports have to meet, at least what the campaign itself asked for (PACK_VERIFY_PROFILE).
         jobs: processes to use at most.
 
     Raises:
@@ -102,7 +108,8 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
         with_report = sorted({key.scenario for key in there if key.model == model.name})
         facts[model.name] = check_model(campaign, model, with_report)
         errors += facts[model.name].errors
-    judged = _judge_all(campaign, facts, reports, jobs if len(there) >= _PARALLEL_FROM else 1)
+    asked = strictest(campaign.settings.verify_profile, profile)
+    judged = _judge_all(_Work(campaign, facts, asked), reports, jobs if len(there) >= _PARALLEL_FROM else 1)
     errors += [text for one in judged for text in one.errors]
     errors += [f"{name}: a report that the plan does not ask for" for name in _strangers(files, reports)]
     verdict, stated_at = _compile(campaign, judged)
@@ -111,6 +118,7 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
     times = [stated_at, *(one.made_at for one in usable)]
     return Recheck(
         errors=tuple(errors),
+        unmet=tuple(text for one in judged for text in one.unmet),
         warnings=(*_unusable(judged), *(text for one in judged for text in one.doubts), *unusual(campaign.plan)),
         verdict=verdict.word,
         campaign=campaign,
@@ -126,34 +134,44 @@ def recheck(files: Files, where: Layout, limits: Policy | None = None, *, jobs: 
     )
 
 
-def _judge_all(
-    campaign: Campaign, facts: Mapping[str, ModelFacts], reports: Mapping[ReportKey, str], jobs: int
-) -> list[Judged]:
+@dataclass(frozen=True)
+class _Work:
+    """What judging any report of a campaign needs."""
+
+    campaign: Campaign
+    facts: Mapping[str, ModelFacts]
+    profile: Profile
+
+    def judge(self, key: ReportKey, path: str) -> Judged:
+        """One report."""
+        return judge_report(self.campaign, self.facts[key.model], key, path, self.profile)
+
+
+def _judge_all(work: _Work, reports: Mapping[ReportKey, str], jobs: int) -> list[Judged]:
     if jobs > 1:
         import numpy  # noqa: F401 - loaded once, shared by the children that will need it
 
         # forked children read the pack themselves and hand back small outcomes; nothing is pickled on the way in
         context = multiprocessing.get_context("fork")
         try:
-            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share, initargs=(campaign, facts)) as pool:
+            with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share, initargs=(work,)) as pool:
                 return list(pool.map(_judge_shared, reports, reports.values(), chunksize=_CHUNK))
         except (OSError, BrokenExecutor):
             pass  # no semaphores, no processes left or one was killed: slower, not weaker
-    return [judge_report(campaign, facts[key.model], key, path) for key, path in reports.items()]
+    return [work.judge(key, path) for key, path in reports.items()]
 
 
-_shared: tuple[Campaign, Mapping[str, ModelFacts]] | None = None
+_shared: _Work | None = None
 
 
-def _share(campaign: Campaign, facts: Mapping[str, ModelFacts]) -> None:
+def _share(work: _Work) -> None:
     global _shared
-    _shared = campaign, facts
+    _shared = work
 
 
 def _judge_shared(key: ReportKey, path: str) -> Judged:
     assert _shared is not None  # noqa: S101 - set by the pool's initializer
-    campaign, facts = _shared
-    return judge_report(campaign, facts[key.model], key, path)
+    return _shared.judge(key, path)
 
 
 def _is_fault(campaign: Campaign, key: ReportKey) -> bool:

@@ -16,7 +16,7 @@ from evpack.guards.spectral_records import SpectralRecords
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
 from evpack.pack.figures import matrix_problems
-from evpack.pack.papers import baseline_of, declaration_problems
+from evpack.pack.papers import baseline_of, declaration_problems, metadata_problems
 from evpack.plan.model import ModelPlan, StepType
 
 _TOLERANCE = 1e-12
@@ -30,6 +30,10 @@ class ModelFacts:
     baseline: str | None = None
     """Digest of the baseline."""
     seq_len: int | None = None
+    provider: str | None = None
+    """Where the text came from."""
+    tokens: int | None = None
+    """Tokens of the whole text, cut into windows."""
     tokenizer: str | None = None
     """Digest of the tokenizer that made the windows."""
     windows: dict[int, list[list[Any]]] = field(default_factory=dict)
@@ -103,6 +107,7 @@ def _schedule(campaign: Campaign, model: str, facts: ModelFacts) -> None:
     if digest_json(body) != schedule["digest"]:
         facts.errors.append(f"{campaign.at(name)}: its digest does not follow from its content")
     facts.seq_len, facts.tokenizer = schedule["seq_len"], schedule["tokenizer_digest"]
+    facts.provider, facts.tokens = schedule["provider"], schedule["n_available"] * schedule["seq_len"]
     seen: set[int] = set()
     for run in schedule["runs"]:
         ids = [*run["preview"], *run["final"]]
@@ -128,6 +133,9 @@ def _calibration(campaign: Campaign, model: ModelPlan, run: int, facts: ModelFac
         "checkpoint_digest": (report["checkpoint_digest"], facts.baseline),
         "dataset.windows_digest": (report["dataset"]["windows_digest"], records.windows_digest),
         "dataset.tokenizer_sha256": (report["dataset"]["tokenizer_sha256"], facts.tokenizer),
+        "dataset.provider": (report["dataset"]["provider"], facts.provider),
+        "dataset.seq_len": (report["dataset"]["seq_len"], facts.seq_len),
+        "dataset.windows": (report["dataset"]["windows"], {arm: len(records.arm(arm)) for arm in ARMS}),
         "compute": (report["compute"], records.compute.model_dump()),
         "records' model": (records.model, model.name),
         "records' side": (records.side, "baseline"),
@@ -189,6 +197,7 @@ def _variant(
         campaign.plan, baseline_of(campaign, model), model, scenario, variant["declaration"]
     )
     yield from (f"{place}: {text}" for text in declared)
+    yield from (f"{place}: {text}" for text in metadata_problems(campaign.plan, model, scenario, variant["metadata"]))
     for tensor, change in variant["changed"].items():
         if change["before_sha256"] != entry(tensors.get(tensor), "sha256"):
             yield f"{place}: {tensor} was not {change['before_sha256']} in the baseline"

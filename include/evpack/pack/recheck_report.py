@@ -12,9 +12,11 @@ from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import recompute
-from evpack.files import pretty_json, sha256_bytes
+from evpack.files import canonical_json, pretty_json, sha256_bytes
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
+from evpack.pack.papers import subject_of
+from evpack.pack.profiles import Profile, unexpected
 from evpack.pack.recheck_guards import Case, guard_problems
 from evpack.pack.recheck_model import ModelFacts, window_problems
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
@@ -34,6 +36,8 @@ class Judged:
     """Everything in it that does not follow."""
     doubts: tuple[str, ...] = ()
     """What is odd in it and decides nothing."""
+    unmet: tuple[str, ...] = ()
+    """What the profile does not let pass."""
     made_at: datetime | None = None
     """When it says it was made; None when it does not say so in ISO 8601 with a time zone."""
     verified: bytes | None = None
@@ -45,12 +49,13 @@ class Judged:
         return self.present and self.problem is None
 
 
-def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: str) -> Judged:
+def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: str, profile: Profile = "dev") -> Judged:
     """Read, recompute and judge one report.
 
     Args:
         facts: of the report's model.
         path: of the report, relative to the run directory.
+        profile: what is asked of it beyond that it follows from its records.
     """
     scenario = campaign.plan.scenario(key.scenario)
     found = read_report(campaign.plan, key, path, lambda name: campaign.files.get(pack_name(name)))
@@ -61,8 +66,16 @@ def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: st
         return Judged(key, outcome, True, problem=found.problem, verified=_verified(found, ()))
     errors = tuple(_all_errors(campaign, facts, key, found.report, pack_name(path).removesuffix(layout.REPORT)))
     doubts = () if errors else tuple(_doubts(campaign, key, path, found.report))
-    made_at = iso_time(entry(found.report, "artifacts", "generated_at"))
-    return Judged(key, outcome, True, errors=errors, doubts=doubts, made_at=made_at, verified=_verified(found, errors))
+    return Judged(
+        key,
+        outcome,
+        True,
+        errors=errors,
+        doubts=doubts,
+        unmet=tuple(f"{pack_name(path)}: {text}" for text in unexpected(found.report, scenario.strictness, profile)),
+        made_at=iso_time(entry(found.report, "artifacts", "generated_at")),
+        verified=_verified(found, errors),
+    )
 
 
 def pack_name(path: str) -> str:
@@ -96,7 +109,8 @@ def _errors(
     campaign: Campaign, facts: ModelFacts, key: ReportKey, report: Mapping[str, Any], place: str
 ) -> Iterator[str]:
     yield from _identity(campaign, key, report)
-    yield from _runtime(campaign, place)
+    yield from _runtime(campaign, place, report)
+    yield from _repeated(campaign, facts, key, report)
     baseline_digest = entry(report, "baseline_ref", "checkpoint_digest")
     if baseline_digest != facts.baseline:
         yield f"its baseline {baseline_digest!r} is not the one that the model's profile describes"
@@ -109,6 +123,8 @@ def _errors(
             return
     if entry(report, "records", "subject", "path") != layout.RECORDS:
         yield f"records.subject.path is not the {layout.RECORDS} beside it"
+    if layout.in_pack(key.model, str(entry(report, "records", "baseline", "path"))) != baseline_name:
+        yield f"records.baseline.path does not lead to {baseline_name}"
     subject = campaign.files[subject_name]
     differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy, facts.noop_shift)
     yield from differences
@@ -149,7 +165,27 @@ def _identity(campaign: Campaign, key: ReportKey, report: Mapping[str, Any]) -> 
         yield f"guards_order is {order!r}, the campaign's is {list(campaign.settings.guards_order)!r}"
 
 
-def _runtime(campaign: Campaign, place: str) -> Iterator[str]:
+def _repeated(campaign: Campaign, facts: ModelFacts, key: ReportKey, report: Mapping[str, Any]) -> Iterator[str]:
+    """What a report repeats of the model, the windows, the variant and the campaign is what these say."""
+    metadata = subject_of(campaign, key.model, key.scenario).metadata
+    source = campaign.document(layout.SOURCE) if campaign.has(layout.SOURCE) else {}
+    expected = {
+        ("artifacts", "report_path"): layout.REPORT,
+        ("baseline_ref", "model_id"): campaign.plan.model(key.model).id,
+        ("dataset", "provider"): facts.provider,
+        ("dataset", "seq_len"): facts.seq_len,
+        ("dataset", "tokens_available"): facts.tokens,
+        ("edit_name",): key.scenario,
+        ("edit",): {**metadata, "name": key.scenario},
+        ("provenance", "code"): {name: entry(source, name) for name in ("commit", "dirty")},
+        ("provenance", "determinism"): campaign.settings.determinism,
+    }
+    for place, value in expected.items():
+        if canonical_json(given := entry(report, *place)) != canonical_json(value):
+            yield f"{'.'.join(place)} is {given!r:.200}, expected {value!r:.200}"
+
+
+def _runtime(campaign: Campaign, place: str, report: Mapping[str, Any]) -> Iterator[str]:
     """The runtime manifest beside a report names the report's digest and that of the preset it was made with."""
     if place + layout.RUNTIME not in campaign.files:
         yield f"{layout.RUNTIME} is missing beside it"
@@ -161,6 +197,14 @@ def _runtime(campaign: Campaign, place: str) -> Iterator[str]:
     preset = campaign.at(f"state/{config['path']}")
     if config["source"] == "file" and campaign.files.digests.get(preset) != config["sha256"]:
         yield f"{layout.RUNTIME} beside it names a preset {config['path']!r} that is not the packed one"
+    expected = {
+        "generated_at_utc": (value["generated_at_utc"], entry(report, "artifacts", "generated_at")),
+        "allow_network": (value["runtime"]["allow_network"], campaign.settings.net),
+        "container_execution": (value["runtime"]["container_execution"], value["execution_mode"] == "container"),
+    }
+    for name, (given, ours) in expected.items():
+        if given != ours:
+            yield f"{layout.RUNTIME} beside it has {name} {given!r:.100}, expected {ours!r:.100}"
 
 
 def _baseline_name(key: ReportKey, place: str, report: Mapping[str, Any]) -> str:

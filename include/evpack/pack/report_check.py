@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from evpack.catalog.policy import Policy
 from evpack.errors import BadInput, MissingFile
-from evpack.evaluation.report import GUARD_FLAGS
 from evpack.files import parse_json
 from evpack.pack import inventory, layout
 from evpack.pack.build import own_limits
@@ -17,26 +16,12 @@ from evpack.pack.collect import contents
 from evpack.pack.evidence import entry, open_campaign
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
+from evpack.pack.profiles import Profile, unmet
 from evpack.pack.recheck_model import check_model
 from evpack.pack.recheck_report import Judged, judge_report, pack_name
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
 from evpack.verdict.evidence import expected_reports
-
-Profile = Literal["dev", "ci", "release"]
-_DEMANDS: dict[Profile, tuple[str, ...]] = {
-    "dev": (),
-    "ci": ("primary_metric_acceptable", "preview_final_drift_acceptable"),
-    "release": (
-        *("primary_metric_acceptable", "preview_final_drift_acceptable"),
-        *(flag for flag in GUARD_FLAGS.values() if flag is not None),
-    ),
-}
-"""Flags that a report must carry as true; dev asks only that the report follows from its records."""
-_WHEN_THERE = {"release": ("primary_metric_tail_acceptable", "guard_overhead_acceptable")}
-"""Flags that must be true where the report has them."""
-_MEASURED = ("spectral", "rmt")
-"""Guards whose two sides must have been measured in one way, from profile ci on."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +97,8 @@ def check_one(report: Path, profile: Profile, limits: Policy | None = None) -> R
     key, at = expected[place]
     facts = check_model(campaign, campaign.plan.model(key.model), [key.scenario])
     judged = judge_report(campaign, facts, key, at)
-    unmet = _unmet(parse_json(files[place], name), profile) if judged.usable else ()
-    return ReportCheck(path, judged, (*inputs, *facts.errors), tuple(unmet))
+    missed = tuple(unmet(parse_json(files[place], name), profile)) if judged.usable else ()
+    return ReportCheck(path, judged, (*inputs, *facts.errors), missed)
 
 
 def where_is_pack(root: Path) -> bool:
@@ -133,15 +118,3 @@ def _surroundings(path: Path) -> tuple[Path, Files, Layout, Policy | None]:
             files = Files(content=dict(contents(run, load_plan(run))))
             return root, files, layout.LAYOUTS["v1"], own_limits(run)
     raise BadInput(f"{path} lies in no run directory and no pack", "check reports where they were made")
-
-
-def _unmet(report: Mapping[str, Any], profile: Profile) -> Iterator[str]:
-    flags = report["validation"]
-    wanted = (*_DEMANDS[profile], *(flag for flag in _WHEN_THERE.get(profile, ()) if flag in flags))
-    for flag in wanted:
-        if flags.get(flag) is not True:
-            yield f"profile {profile} asks for {flag}, the report has {flags.get(flag)!r}"
-    for guard in _MEASURED if profile != "dev" else ():
-        block = report[guard]
-        if block.get("evaluated") and block.get("measurement_contract_match") is not True:
-            yield f"profile {profile} asks that {guard} measured both models in one way"

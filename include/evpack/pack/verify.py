@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evpack.catalog.policy import LEVELS, Policy
-from evpack.errors import EvpackError
-from evpack.files import canonical_json
+from evpack.errors import EvpackError, plain
 from evpack.pack import attest, checksums, inventory, layout, manifest, signature
 from evpack.pack.evidence import MALFORMED
 from evpack.pack.inventory import Files
+from evpack.pack.profiles import Profile
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Authenticity, Trust
 
@@ -78,6 +78,7 @@ class Verification:
     verdict: str | None
     """PASS, FAIL or INCOMPLETE as recomputed; None when it was not reached."""
     evidence_level: str | None
+    """As earned; as the manifest states it where nothing was recomputed."""
     reports: int
     """Reports that were recomputed."""
     skipped: bool = False
@@ -132,6 +133,8 @@ class Demands:
     """An unsigned pack or a missing trusted key is an error instead of a weaker outcome."""
     policy: Policy | None = None
     """Limits to judge by; without it, the installed package's for the tier and profile of the campaign."""
+    profile: Profile = "dev"
+    """What reports have to meet, where the campaign asked for less."""
     max_age: timedelta | None = None
     """Oldest evidence that is accepted."""
     skip_evidence: bool = False
@@ -171,14 +174,14 @@ def verify_pack(
         trust: accepted signers; none given means integrity only.
         jobs: processes to use at most; None means one per core.
     """
-    label = pack.absolute().name
+    label = plain(pack.absolute().name)
     demands = demands or Demands()
     missing = [name for name in (layout.MANIFEST, layout.CHECKSUMS) if not _is(Path.is_file, pack / name)]
     if missing:
         what = (
-            f"{pack} is not a directory that can be read"
+            f"{plain(pack)} is not a directory that can be read"
             if not _is(Path.is_dir, pack)
-            else f"{pack} has no {' and no '.join(missing)}"
+            else f"{plain(pack)} has no {' and no '.join(missing)}"
         )
         findings = (Finding(VerifyExit.MISSING, what),)
         return Verification(label, demands.strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
@@ -229,7 +232,7 @@ def verify_files(
         authenticity=authenticity,
         fingerprint=signer,
         verdict=result.verdict if result else None,
-        evidence_level=(document or {}).get("evidence_level"),
+        evidence_level=result.level if result else (document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
         skipped=demands.skip_evidence,
         manifest=document or {},
@@ -334,14 +337,13 @@ def _layout(document: Mapping[str, Any] | None) -> layout.Layout:
 
 def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs: int, state: _State) -> Recheck:
     where = _layout(document)
-    result = recheck(files, where, demands.policy, jobs=jobs)
-    for text in result.errors:
+    result = recheck(files, where, demands.policy, profile=demands.profile, jobs=jobs)
+    for text in (*result.errors, *result.unmet):
         state.add(VerifyExit.EVIDENCE, text)
     state.warnings += result.warnings
-    campaign = result.campaign
-    expected = manifest.restated(campaign.plan, campaign.settings, result.summary(), result.repeats)
+    expected = manifest.restated(result.campaign, files.digests, result.summary(), result.repeats)
     for key in sorted(expected.keys() & document.keys()):
-        if canonical_json(document[key]) != canonical_json(expected[key]):
+        if manifest.contradicts(document[key], expected[key]):
             state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST}: {key} is not what the packed files say")
     for name, data in result.derived().items():
         place = where.place(name)

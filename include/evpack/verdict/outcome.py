@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from evpack.catalog.scenarios import RemediationDetector, Scenario
 from evpack.evaluation.report import GUARD_FLAGS
@@ -14,6 +14,7 @@ from evpack.verdict.evidence import ReportEvidence, ReportKey
 GATE_FLIP, REMEDIATION, DETECTED_SHIFT = "gate_flip", "remediation", "detected_shift"
 SIGNAL_KINDS = (GATE_FLIP, REMEDIATION, DETECTED_SHIFT)
 
+T = TypeVar("T")
 _OWN_FLAGS = {
     "primary_metric": "primary_metric_acceptable",
     "drift": "preview_final_drift_acceptable",
@@ -25,6 +26,19 @@ _ALWAYS = ("primary_metric", "drift")
 """Gates that every report must show; overhead and tail count when they were evaluated."""
 _ORDER = ("invariants", "primary_metric", "spectral", "rmt", "drift", "overhead", "tail")
 """Order of reasons, the reference's."""
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """What guards corrected or proposed to correct in one run."""
+
+    caps: int = 0
+    """Matrices beyond the spectral cap."""
+    caps_by_family: tuple[tuple[str, int], ...] = ()
+    caps_exceeded: bool = False
+    """More of them than the policy allows."""
+    scales: tuple[tuple[str, float], ...] = ()
+    """Scale that the variance guard proposes, by module."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class RunOutcome:
     """Kinds of signals seen, of gate_flip, remediation, detected_shift."""
     probes: tuple[tuple[str, str, bool], ...] = ()
     """Probe files: name, status, whether triggered."""
+    interventions: Interventions = Interventions()
 
     @property
     def usable(self) -> bool:
@@ -110,6 +125,7 @@ def judge(
             (name, str(probe.get("status")), probe.get("status") == "ok" and probe.get("triggered") is True)
             for name, probe in sorted(evidence.sidecars.items())
         ),
+        interventions=_interventions(report),
     )
 
 
@@ -170,3 +186,20 @@ def _remediations(report: Mapping[str, Any]) -> Iterator[str]:
         yield "spectral"
     if evaluated(report, "variance") and report["variance"].get("enabled") is True:
         yield "variance"
+
+
+def _interventions(report: Mapping[str, Any]) -> Interventions:
+    spectral, variance = (report[guard] if evaluated(report, guard) else {} for guard in ("spectral", "variance"))
+    return Interventions(
+        caps=int(guard_number(report, "spectral", "caps_applied")),
+        caps_by_family=tuple(sorted(_numbers(spectral.get("caps_applied_by_family"), int))),
+        caps_exceeded=spectral.get("caps_exceeded") is True,
+        scales=tuple(sorted(_numbers(variance.get("proposed_scales"), float))),
+    )
+
+
+def _numbers(value: Any, kind: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    """The numbers of a mapping, nothing of anything else."""
+    for name, number in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            yield name, kind(number)

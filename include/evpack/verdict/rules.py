@@ -26,7 +26,7 @@ from evpack.plan.model import CampaignPlan
 from evpack.verdict import summaries
 from evpack.verdict.cells import Cell, Tri, cells_of, judge_runs
 from evpack.verdict.evidence import ReportEvidence, ReportKey, expected_reports
-from evpack.verdict.outcome import RunOutcome
+from evpack.verdict.outcome import SIGNAL_KINDS, RunOutcome
 from evpack.verdict.text import render
 
 VERDICT_NAME = "final_verdict.json"
@@ -120,7 +120,8 @@ def compile_outcomes(
             SIGNAL_FRACTION: needed,
         },
         "counts": _counts(plan, cells, kinds),
-        "informational_stress": fraction.to_json() | {"signal_kinds": list(kinds), "by_model": _by_model(cells, kinds)},
+        "informational_stress": fraction.to_json()
+        | {"signal_kinds": list(kinds), "by_model": _by_model(cells, kinds), "clean": _clean_rates(cells, kinds)},
         "missing": {"by_model": _missing(cells)},
         "failed_requirements": failed,
         "unexpected_reports": list(unexpected),
@@ -204,15 +205,8 @@ class _Fraction:
     needed: float
 
     def to_json(self) -> dict[str, Any]:
-        total = len(self.signals)
-        yes = sum(signal is True for signal in self.signals)
-        return {
-            "total": total,
-            "signal": yes,
-            "unknown": sum(signal is None for signal in self.signals),
-            "fraction": yes / total if total else None,
-            "required": self.needed,
-        }
+        unknown = sum(signal is None for signal in self.signals)
+        return _rate(self.signals) | {"unknown": unknown, "required": self.needed}
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """A failed requirement when too few signal, an open one when missing evidence decides."""
@@ -234,9 +228,19 @@ def _by_model(cells: Iterable[Cell], kinds: Sequence[str]) -> dict[str, Any]:
     for cell in cells:
         if cell.scenario.category is Category.STRESS and not cell.gates:
             found.setdefault(cell.model, []).append(cell.signal(kinds))
-    return {
-        model: {"total": len(signals), "signal": sum(s is True for s in signals)} for model, signals in found.items()
-    }
+    return {model: _rate(signals) for model, signals in found.items()}
+
+
+def _clean_rates(cells: Iterable[Cell], kinds: Sequence[str]) -> dict[str, Any]:
+    """The same rate on clean scenarios: signals mean nothing where harmless edits give as many."""
+    clean = [cell for cell in cells if cell.scenario.category is Category.CLEAN]
+    by_kind = {kind: _rate([cell.signal((kind,)) for cell in clean])["fraction"] for kind in SIGNAL_KINDS}
+    return _rate([cell.signal(kinds) for cell in clean]) | {"by_kind": by_kind}
+
+
+def _rate(signals: Sequence[Tri]) -> dict[str, Any]:
+    yes = sum(signal is True for signal in signals)
+    return {"total": len(signals), "signal": yes, "fraction": yes / len(signals) if signals else None}
 
 
 def _missing(cells: Iterable[Cell]) -> dict[str, dict[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -100,12 +101,28 @@ def _interventions(usable: Sequence[Pair], policy: Policy) -> dict[str, Any]:
         return {"runs": len(chosen), "reports": sorted(run.path for _, run in chosen)}
 
     probes = [(run.path, probe) for _, run in usable for probe in run.probes]
+    families: Counter[str] = Counter()
+    for _, run in usable:
+        families.update(dict(run.interventions.caps_by_family))
     return {
         "schema": "evpack_guard_intervention_summary_v1",
         "unit": "runs",
         "runs_total": len(usable),
-        "spectral": entry("spectral") | {"max_caps": policy.number("spectral.max_caps")},
-        "variance": entry("variance"),
+        "spectral": entry("spectral")
+        | {
+            "max_caps": policy.number("spectral.max_caps"),
+            "caps_applied": sum(run.interventions.caps for _, run in usable),
+            "caps_by_family": dict(sorted(families.items())),
+            "runs_caps_exceeded": sum(run.interventions.caps_exceeded for _, run in usable),
+        },
+        "variance": entry("variance")
+        | {
+            "proposed_scales": [
+                {"report": run.path, "scales": dict(run.interventions.scales)}
+                for _, run in usable
+                if run.interventions.scales
+            ]
+        },
         "probes": [
             {"report": path, "file": name, "status": status, "triggered": triggered}
             for path, (name, status, triggered) in probes

@@ -33,7 +33,8 @@ def _counts(document: Mapping[str, Any]) -> Iterator[str]:
     if shown["total"]:
         yield (
             f"  Informational stress signal: {shown['signal']}/{shown['total']} "
-            f"(fraction {shown['fraction']:.2f}, required {shown['required']:g})"
+            f"(fraction {shown['fraction']:.2f}, required {shown['required']:g}; "
+            f"clean scenarios {shown['clean']['signal']}/{shown['clean']['total']})"
         )
     yield f"  Reports: {count['runs_usable']}/{count['runs_expected']} usable"
 
