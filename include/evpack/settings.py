@@ -416,7 +416,9 @@ class Settings(BaseModel):
     skip_html: Annotated[bool, Var(PACKING, "PACK_SKIP_HTML", "Leave out the HTML pages.", PACK)] = False
     verify_profile: Annotated[
         Literal["dev", "ci", "ci_cpu", "release", "small"],
-        Var(PACKING, "PACK_VERIFY_PROFILE", "Profile that the pack's verification summary names.", PACK),
+        Var(
+            *(PACKING, "PACK_VERIFY_PROFILE", "What reports must meet to be packed: ci metric, release guards.", PACK),
+        ),
     ] = "dev"
 
     def timeout_for(self, task_type: str) -> int | None:
