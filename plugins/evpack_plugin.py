@@ -8,6 +8,7 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.task.priority_strategy import PriorityWeightStrategy
 
 from evpack.airflow import listeners as scheduler_side
+from evpack.airflow.one_writer import OneWriter
 from evpack.airflow.weights import task_weight
 
 if TYPE_CHECKING:
@@ -28,3 +29,4 @@ class EvpackPlugin(AirflowPlugin):
     name = "evpack"
     priority_weight_strategies: ClassVar[list[type]] = [SmallFirst]
     listeners: ClassVar[list[Any]] = [scheduler_side]
+    fastapi_root_middlewares: ClassVar[list[Any]] = [{"name": "one writer", "middleware": OneWriter}]
