@@ -64,6 +64,25 @@ def test_the_strongest_rung_that_passes(home: Home, rungs: Callable[..., None]) 
     assert not list(home.root.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ("rmt: {epsilon_rms: 0.000001}", "guard rmt: root mean square of ln edge risk ratio"),
+        ("spectral: {max_caps: 0, ratio_cap: 0.000001}", "guard spectral: "),
+    ],
+)
+def test_a_rung_that_a_guard_would_fail_is_dropped(
+    home: Home, rungs: Callable[..., None], tmp_path: Path, limits: str, said: str
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"guards: {{{limits}}}")
+    rungs(0.05)
+    entry = run(home, config_file=str(file))
+    assert entry["status"] == "skipped" and f"its first run does not pass ({said}" in entry["reason"]
+    unasked = run(home, config_file=str(file), guards_order="invariants,variance")
+    assert (unasked["status"], unasked["sparsity"]) == ("selected", 0.05)
+
+
 def test_no_rung_passes(home: Home, rungs: Callable[..., None]) -> None:
     rungs(0.7)
     entry = run(home)

@@ -34,6 +34,7 @@ from evpack.steps.setup_baseline import setup_baseline
 from evpack.steps.subject import Bench
 from evpack.tuning.acceptance import Shape, acceptance, judge, passes
 from evpack.tuning.entry import Entry, Trial, entry_of, pooled
+from evpack.tuning.guards import Guards
 from evpack.tuning.ladder import ladder, words
 
 POOL_WINDOWS = 128
@@ -115,6 +116,7 @@ class _Sweep:
     """Its windows are the pool's: runs as a campaign has them."""
     baseline: tuple[WindowRecords, ...]
     """One per run of the pool."""
+    guards: Guards
     policy: Policy
     shape: Shape
     facts: Mapping[str, Any]
@@ -130,14 +132,16 @@ class _Sweep:
         shape = Shape(settings.clean_edit_runs, demand.preview, demand.final, tokens)
         bench = replace(campaign, windows=_pool(campaign.windows, demand, windows))
         tell(f"baseline: {demand.per_run * len(bench.windows.runs)} of {len(bench.windows.tokens)} windows")
-        baseline = tuple(_scores(bench, bench.load_baseline(), bench.baseline.digest()))
+        policy = resolve_policy(settings.tier, settings.profile, policy_overrides(settings))
+        model = bench.load_baseline()
+        baseline = tuple(_scores(bench, model, bench.baseline.digest()))
         if broken := [w for records in baseline for w in records.windows if w.nll_sum is None]:
             raise EvaluationError(
                 f"baseline loss of {len(broken)} windows is not finite ({broken[0].reason})", "give a healthy baseline"
             )
-        policy = resolve_policy(settings.tier, settings.profile, policy_overrides(settings))
+        guards = Guards.of_baseline(bench, model, settings.guards_order, policy)
         facts = _facts(bench, settings, policy, baseline)
-        return cls(bench, baseline, policy, shape, facts, scratch, tell)
+        return cls(bench, baseline, guards, policy, shape, facts, scratch, tell)
 
     def entry(self, kind: EditType) -> Entry:
         """The tuned entry of an edit type.
@@ -169,15 +173,13 @@ class _Sweep:
         if loading.unexplained:
             raise EvaluationError(f"{words(edit)} does not load cleanly: {loading.unexplained[0]}")
         scores = _scores(self.bench, model, variant.digest(), _SCENARIO)
-        shutil.rmtree(directory)  # before the scoring: a variant may be as large as the model
-        return self._measure(edit, scores)
-
-    def _measure(self, edit: ResolvedEdit, scores: Iterator[WindowRecords]) -> Trial:
         subject = [next(scores)]
         first = judge(subject[0], self.baseline[0], self.policy, self.shape)
-        if not passes(first):
-            problem = f"its first run does not pass ({first.outcome})"
-            return Trial(edit, self.shape.per_run, pooled(subject, self.baseline[:1]), problem=problem)
+        problem = self.guards.flagged(self.bench, model, variant, edit) if passes(first) else first.outcome
+        shutil.rmtree(directory)  # before the rest: a variant may be as large as the model
+        if problem:
+            interval = pooled(subject, self.baseline[:1])
+            return Trial(edit, self.shape.per_run, interval, problem=f"its first run does not pass ({problem})")
         subject += scores
         chance = acceptance(subject, self.baseline, self.policy, self.shape)
         return Trial(edit, len(subject) * self.shape.per_run, pooled(subject, self.baseline), chance)
