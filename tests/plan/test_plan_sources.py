@@ -325,6 +325,8 @@ def test_one_weight_format_is_chosen(make_settings: MakeSettings, tmp_path: Path
 @pytest.mark.parametrize(
     ("weight_map", "said"),
     [
+        ({"t": "model-1.safetensors", "u": "../model-2.safetensors"}, r"'\.\./model-2\.safetensors', which is no plain"),
+        ({"t": "/etc/model-1.safetensors"}, "which is no plain file name"),
         ({"t": "model-1.safetensors", "u": "model-2.safetensors"}, r"'model-2\.safetensors' it names is missing"),
         ({"t": "../../secret.safetensors"}, "is missing"),
         ({"t": 3}, "does not name files"),

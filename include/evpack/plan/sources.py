@@ -232,6 +232,11 @@ def _indexed(index: Path, suffix: str, known: Collection[str]) -> list[str]:
     names = sorted(name for name in values if isinstance(name, str) and name.endswith(suffix))
     if not names or len(names) != len(values):
         raise BadInput(f"{index}: its weight_map does not name files ending in {suffix}", "fetch the checkpoint again")
+    if strange := [name for name in names if name != Path(name).name or "\\" in name]:
+        raise BadInput(
+            f"{index}: it names {strange[0]!r}, which is no plain file name",
+            "do not use this checkpoint; fetch it again from a source you trust",
+        )
     if missing := [name for name in names if name not in known]:
         raise BadInput(
             f"{index}: the file {missing[0]!r} it names is missing ({len(missing)} of {len(names)})",
