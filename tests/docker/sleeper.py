@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from evpack.errors import StepExit
+from evpack.rundir import RunDir
 from evpack.runtime import docker_step
 from evpack.runtime.docker_engine import connect
 from evpack.runtime.docker_spec import ContainerLimits, ContainerSpec, step_container
 from evpack.runtime.docker_step import ContainerWork
 from evpack.steps.runner import run_step
+from evpack.steps.state import read_attempts
+from tests.waiting import until
 
 SLEEP = """
 import time
@@ -41,6 +44,19 @@ class Patch:
     """What `instead` needs of pytest's monkeypatch, where there is none."""
 
     setattr = staticmethod(setattr)
+
+
+def until_asleep(run: RunDir, step: str, device: str = "") -> None:
+    """Wait until a step sleeps in its container, on a device where one is named. It must not end before."""
+
+    def asleep() -> bool:
+        ended = [record for record in read_attempts(run, step) if record["class"] != "running"]
+        assert not ended, ended
+        log = run.task_log(step)
+        lines = log.read_text().splitlines() if log.is_file() else []
+        return any("asleep" in line and device in line for line in lines)
+
+    until(asleep)
 
 
 def main() -> StepExit:

@@ -167,7 +167,7 @@ def test_a_step_that_is_stopped_cleans_up_and_is_gone(
     ends: list[StepExit] = []
     task = threading.Thread(target=lambda: ends.append(run_step(run.root, SETUP, work=work)))
     task.start()
-    until(lambda: run.task_log(SETUP).is_file() and "asleep" in run.task_log(SETUP).read_text())
+    sleeper.until_asleep(run, SETUP)
     work.stop()
     task.join()
     assert ends == [StepExit.TRANSIENT] and ours(engine, deployment) == []
@@ -187,7 +187,7 @@ def test_a_container_outlives_its_killed_task_with_its_devices_until_it_is_reape
         env={**os.environ, "EVPACK_HOME": str(deployment.root), **environ},
         stdout=subprocess.DEVNULL,
     )
-    until(lambda: run.task_log(CALIBRATE).is_file() and "asleep on GPU-0" in run.task_log(CALIBRATE).read_text())
+    sleeper.until_asleep(run, CALIBRATE, "GPU-0")
     assert reap(engine, deployment) == []  # its task looks after it
     task.send_signal(signal.SIGKILL)
     task.wait()
@@ -214,7 +214,7 @@ def test_a_new_try_ends_the_container_of_the_one_before(
         env={**os.environ, "EVPACK_HOME": str(deployment.root)},
         stdout=subprocess.DEVNULL,
     )
-    until(lambda: run.task_log(SETUP).is_file() and "asleep" in run.task_log(SETUP).read_text())
+    sleeper.until_asleep(run, SETUP)
     assert in_container(run, SETUP) is StepExit.OK
     assert task.wait() == 0  # it wrote down how its container ended
     assert ours(engine, deployment) == []
@@ -228,7 +228,7 @@ def test_another_deployment_s_containers_are_left_alone(
     sleeper.instead(monkeypatch, sleeper.SLEEP)
     task = threading.Thread(target=run_step, args=(run.root, SETUP), kwargs={"work": work})
     task.start()
-    until(lambda: run.task_log(SETUP).is_file() and "asleep" in run.task_log(SETUP).read_text())
+    sleeper.until_asleep(run, SETUP)
     assert ours(engine, Home(tmp_path / "other")) == [] == reap(engine, Home(tmp_path / "other"))
     assert len(ours(engine, deployment)) == 1
     work.stop()

@@ -18,7 +18,6 @@ from evpack.steps.state import read_attempts, read_marker
 from tests.docker import sleeper
 from tests.docker.conftest import Plan, Run
 from tests.docker.test_docker_engine import SETUP
-from tests.waiting import until
 
 pytestmark = pytest.mark.docker
 
@@ -67,7 +66,7 @@ def test_a_container_that_ignores_its_end_is_gone_all_the_same(
     ends: list[StepExit] = []
     task = threading.Thread(target=lambda: ends.append(run_step(run.root, SETUP, work=work)))
     task.start()
-    until(lambda: run.task_log(SETUP).is_file() and "asleep" in run.task_log(SETUP).read_text())
+    sleeper.until_asleep(run, SETUP)
     stops = [threading.Thread(target=work.stop) for _ in range(2)]  # asked twice
     for stop in stops:
         stop.start()

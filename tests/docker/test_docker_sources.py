@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tests.docker.conftest import Plan, Run
 from tests.plan.hub_server import HubServer, lead_client_to, serving
 
 pytestmark = pytest.mark.docker
+
+MARKS = [chr(code) for code in range(0x2010, 0x201F)]
+"""Of a text for `gguf_file`, whose tokenizer knows few others."""
 
 
 @pytest.fixture
@@ -46,7 +50,15 @@ def test_a_gguf_file_is_converted_in_a_container_once(
     gguf_file: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    chosen = {"models": [str(gguf_file)], "scenarios": "nan_injection", "seq_len": 8, "stride": 8}
+    text = tmp_path / "text.txt"
+    text.write_text("".join(random.Random(1).choices(MARKS, k=6000)), encoding="utf-8")  # noqa: S311
+    chosen = {
+        "models": [str(gguf_file)],
+        "scenarios": "nan_injection",
+        "seq_len": 8,
+        "stride": 8,
+        "text_path": str(text),
+    }
     first, second = (plan(**chosen, output_dir=str(tmp_path / name)) for name in ("first", "second"))
     assert in_container(first, "tiny.setup_baseline") is StepExit.OK
     (kept,) = deployment.models.iterdir()
