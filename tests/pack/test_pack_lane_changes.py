@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import pack_campaign
 import pytest
+import typer
 from pack_campaign import MODEL, Campaign
+from typer.testing import CliRunner
 
+from evpack.cli import diff as diff_command
 from evpack.errors import EvidenceError
 from evpack.files import read_json, write_json
 from evpack.pack import layout
-from evpack.pack.build import build
+from evpack.pack.build import BuiltPack, build
 from evpack.pack.layout import LayoutName
 from evpack.pack.trust import Trust
 from evpack.pack.verify import Demands, verify_pack
@@ -51,7 +55,21 @@ def test_the_pack_verifies_and_tells(moved: Campaign, signing_key: Path, tmp_pat
     assert (result.exit_code, result.verdict) == (0, "PASS"), result.to_json()
     place = layout.LAYOUTS[form].place(layout.LANE_CHANGES)
     assert read_json(built.path / place)["changes"] == [CHANGE.model_dump()]
-    assert CHANGE.text() in (built.path / layout.README).read_text()
+    for name in (layout.README, layout.PAGE):
+        assert CHANGE.text() in unescape((built.path / layout.LAYOUTS[form].place(name)).read_text())
+
+
+def test_a_comparison_tells_of_the_move(
+    moved: Campaign, good_pack: BuiltPack, signing_key: Path, tmp_path: Path
+) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    diff_command.register(app)
+    app.callback()(lambda: None)
+    built = build(moved.run, key=signing_key, out=tmp_path / "pack", html=False)
+    page = tmp_path / "diff.html"
+    done = CliRunner().invoke(app, ["diff", str(good_pack.path), str(built.path), "--html", str(page)])
+    assert f"lanes: {MODEL.id}: {MODEL.lane} -> {CHANGE.text()}" in done.output
+    assert CHANGE.text() in unescape(page.read_text())
 
 
 @pytest.mark.parametrize("wrong", [{"to_lane": "gpu4_s"}, {"from_lane": "gpu2_s"}, {"model": "another"}])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from evpack.pack.build import BuiltPack
+from tests.waiting import DEADLINE_S
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -60,9 +61,10 @@ for (const [name, [path, width]] of Object.entries(frames)) {
 def browse(tmp_path: Path, *options: str) -> str:
     assert BROWSER is not None
     command = [BROWSER, "--headless=new", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"]
+    command.append("--disable-dev-shm-usage")  # in a container that is small
     if os.getuid() == 0:
         command.append("--no-sandbox")  # the kernel's sandbox wants another user; the pages are our own
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
     return done.stdout
 
 

@@ -84,7 +84,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "evidence        the same raw records"
     for cell in result["cells"]:
         yield f"{cell['model']} / {cell['scenario']}: {_states(cell)}{_shift(cell['shift'])}{_signals(cell)}"
-    for section in ("models", "source", "policy", "settings", "environment"):
+    for section in ("models", "lanes", "source", "policy", "settings", "environment"):
         for name, (before, after) in result[section].items():
             yield f"{section}: {name}: {before} -> {after}"
     for text in result["regressions"]:

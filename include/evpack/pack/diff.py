@@ -1,4 +1,4 @@
-"""Compare two packs: verdicts, cells, ratios on shared windows, guard signals, revisions, environment.
+"""Compare two packs: verdicts, cells, ratios on shared windows, guard signals, revisions, lanes, environment.
 
 A ratio shift is the change of a subject's log-loss relative to its baseline, window by window over the windows that
 both packs scored, with the paired 95 % interval that also gates. A regression is: a worse verdict; a gating cell that
@@ -56,6 +56,7 @@ def compare(old: Side, new: Side) -> dict[str, Any]:
         "same_evidence": _evidence(old) == _evidence(new),
         "cells": cells,
         "models": _changes(_revisions(old), _revisions(new)),
+        "lanes": _changes(_lanes(old), _lanes(new)),
         "source": _changes(old.document(layout.SOURCE), new.document(layout.SOURCE), skip=("recorded_at",)),
         "environment": _changes(
             _flat(old.document(layout.ENVIRONMENT)), _flat(new.document(layout.ENVIRONMENT)), skip=("recorded_at",)
@@ -197,6 +198,13 @@ def _pairs(campaign: Campaign, model: ModelPlan, scenario: str) -> Iterator[tupl
 
 def _revisions(side: Side) -> dict[str, Json]:
     return {model.id: model.source.revision for model in side.campaign.plan.models}
+
+
+def _lanes(side: Side) -> dict[str, Json]:
+    """Where each model was evaluated, and that it was moved there on the way."""
+    plan = side.campaign.plan
+    moves = {model.id: [c.text() for c in plan.lane_changes if c.model == model.name] for model in plan.models}
+    return {model.id: "; ".join(moves[model.id]) or model.lane for model in plan.models}
 
 
 def _flat(value: Json, prefix: str = "") -> dict[str, Json]:

@@ -74,6 +74,8 @@ def _provenance(campaign: Campaign) -> Iterator[tuple[str, Any]]:
     yield "Repository", source.get("uri") or "no remote"
     for model in campaign.plan.models:
         yield model.id, model.source.revision or "not pinned"
+    for change in campaign.plan.lane_changes:
+        yield "Change of lane", f"{change.text()}; windows and seeds stayed the same"
     yield "Plan", campaign.digests[0]
     yield "Policy", campaign.digests[1]
     yield "Built on", f"{machine.get('platform')}, Python {machine.get('python_version')}"

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from evpack.catalog.policy import LEVELS, Policy
 from evpack.errors import EvpackError, plain
@@ -35,10 +35,13 @@ from evpack.pack.inventory import Files
 from evpack.pack.profiles import Profile
 from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Authenticity, Trust
+from evpack.verdict.rules import Word
 
 FORMAT_VERSION = "evidence-pack-verify-v1"
 _CLOCK_SKEW = timedelta(minutes=10)
 """How far in the future evidence may have been made before a limit on its age refuses it."""
+_MARKS = {layout.README: "Verdict: **{}**", layout.PAGE: '<span class="badge {0}">{0}</span>'}
+"""How files for people say the verdict."""
 T = TypeVar("T")
 
 
@@ -349,6 +352,12 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
         place = where.place(name)
         if place not in files or files[place] != data:
             state.add(VerifyExit.EVIDENCE, f"{place}: not what recomputing gives")
+    for name, mark in _MARKS.items():
+        text = files[where.place(name)].decode("utf-8", "replace") if where.place(name) in files else ""
+        if other := [word for word in get_args(Word) if word != result.verdict and mark.format(word) in text]:
+            state.add(VerifyExit.EVIDENCE, f"{where.place(name)}: says {other[0]}, the reports give {result.verdict}")
+    if not result.summary()["clean_reports"]:
+        state.warnings.append("no report but those of error injections could be recomputed")
     claimed, earned = document.get("evidence_level"), result.level
     if claimed is not None and LEVELS.index(claimed) > LEVELS.index(earned):
         state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")

@@ -8,7 +8,7 @@ from typing import Any
 from evpack.render.plots import Line, forest
 from evpack.render.templating import interval, number, render
 
-_SECTIONS = ("models", "source", "policy", "settings", "environment")
+_SECTIONS = ("models", "lanes", "source", "policy", "settings", "environment")
 
 
 def render_diff(result: Mapping[str, Any]) -> str:
