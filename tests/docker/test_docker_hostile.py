@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from evpack.files import MAX_JSON_BYTES, write_json
 from evpack.home import Home
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
-from evpack.runtime import docker_engine
+from evpack.runtime import docker_engine, docker_step
 from evpack.runtime.docker_engine import Ended, RunningContainer, reap, remove
 from evpack.runtime.docker_step import ContainerWork, FailedElsewhere, _checked, _result
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.base import StepContext
 from evpack.steps.remote import RESULT_FILE, Result
 from evpack.steps.runner import run_step
+from evpack.steps.state import read_attempts
 from tests.docker.conftest import Plan
 from tests.docker.test_docker_spec import LIMITS, moved, spec_of
 
@@ -267,3 +269,21 @@ def test_a_task_that_is_stopped_early_starts_no_container(
     assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT
     with pytest.raises(FailedElsewhere, match="stopped"):
         work(context(run, home, SETUP), None)  # type: ignore[arg-type]
+
+
+def test_neither_a_download_nor_an_engine_holds_a_step_up_for_ever(
+    plan: Plan, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: Any) -> Any:
+        time.sleep(600)  # ended by the limit
+
+    run = plan(task_timeouts={"SETUP_BASELINE": 1})
+    work = ContainerWork(Engine(home), LIMITS, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(work, "_make_way", lambda _: None)
+    monkeypatch.setattr(docker_step, "HANG_S", 0)
+    monkeypatch.setattr(RunningContainer, "run", hangs)
+    assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT
+    monkeypatch.setattr(docker_step, "fetch", hangs)
+    assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT
+    for record in read_attempts(run, SETUP):
+        assert record["error"] == "Timeout: task exceeded its limit of 1 s"

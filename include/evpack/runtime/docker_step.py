@@ -24,6 +24,7 @@ from evpack.runtime.failures import Output, class_of
 from evpack.runtime.threads import threads_for
 from evpack.steps.base import StepContext, log
 from evpack.steps.remote import RESULT_FILE, Result, fetch
+from evpack.steps.runner import HANG_S, time_limit
 from evpack.steps.state import Attempt
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ class ContainerWork:
 
         Raises:
             FailedElsewhere: when the work failed, with its class.
+            TimedOut: when what it needs is not fetched within the step's limit, or its container does not end.
             BadInput, Transient: when the engine does not run it.
             EvidenceError: when it left no readable result.
         """
         self._make_way(ctx)
-        texts = fetch(ctx) if ctx.step.type is StepType.SETUP_BASELINE else ()
+        texts: tuple[Path, ...] = ()
+        if ctx.step.type is StepType.SETUP_BASELINE:
+            with time_limit(ctx.step.timeout_s or 0):
+                texts = fetch(ctx)
         with _outbox(ctx) as outbox:
             spec = step_container(
                 ctx.run,
@@ -76,7 +81,8 @@ class ContainerWork:
             self._container = RunningContainer(self._client, spec)
             if self._stopped:
                 raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
-            ended = self._container.run(output)
+            with time_limit(_longest(ctx)):
+                ended = self._container.run(output)
             result = _result(outbox, ctx.step.id)
         if result is not None:
             record.was_elsewhere(result.leased, result.peak_rss_bytes)
@@ -99,6 +105,12 @@ class ContainerWork:
         for container in ours(self._client, ctx.home, run_dir=str(ctx.run.root), step=ctx.step.id):
             log.warning("removed container %s of an earlier attempt", container["Id"][:12])
             remove(self._client, container["Id"])
+
+
+def _longest(ctx: StepContext) -> int:
+    """Seconds after which a container counts as hung: it keeps the step's limit itself, as long as it runs at all."""
+    limit = ctx.step.timeout_s
+    return 0 if not limit else limit + round(ctx.settings.lease_wait) + 2 * HANG_S
 
 
 def _command(ctx: StepContext, outbox: Path) -> list[str]:

@@ -346,7 +346,7 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
     what does not come to an end.
     """
     if not own_process:
-        with _alarm(step.timeout_s or 0) if step.type in ALWAYS_RUN else nullcontext():
+        with time_limit(step.timeout_s or 0) if step.type in ALWAYS_RUN else nullcontext():
             yield
         return
 
@@ -366,8 +366,12 @@ def _limits(step: StepPlan, own_process: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _alarm(seconds: int) -> Iterator[None]:
-    """A time limit in a process that is somebody else's, as campaign-level steps have it in Airflow's worker."""
+def time_limit(seconds: int) -> Iterator[None]:
+    """A time limit in a process that is somebody else's: Airflow's worker, for what it does itself. 0: none.
+
+    Raises:
+        TimedOut: when it is over.
+    """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
