@@ -133,7 +133,8 @@ def test_a_comparison_page_escapes(regressions: list[str]) -> None:
         "regressions": regressions,
     }
     result = {"old": side, "new": side, "same_evidence": False, "regressions": regressions, "cells": [cell]}
-    result |= {name: {"k": ["<x>", None]} for name in ("models", "lanes", "source", "policy", "settings", "environment")}
+    sections = ("models", "lanes", "source", "policy", "settings", "environment")
+    result |= {name: {"k": ["<x>", None]} for name in sections}
     page = render_diff(result)
     assert "<b>" not in page and "<x>" not in page and "not evaluated" in page
 
