@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from evpack.steps import pressure, runner, state
 from evpack.steps.base import StepContext
 from evpack.steps.variants import is_whole, room_for, used_bytes
 from tests.plans import planned_run
+from tests.waiting import DEADLINE_S
 
 WEIGHTS = 600
 """Bytes of a stand-in variant; a step announces 1,000."""
@@ -207,7 +209,7 @@ def announce_and_die(root: Path, ready: Any) -> None:
     with room_for(run, plan, plan.step("m.one.create")):
         (run.model("m").root / "models" / "one.tmp.work.x").mkdir(parents=True)
         ready.set()
-        multiprocessing.Event().wait(600)
+        signal.pause()
 
 
 def test_a_killed_step_gives_its_room_back_and_its_leftovers_go(planned: Plan) -> None:
@@ -216,7 +218,7 @@ def test_a_killed_step_gives_its_room_back_and_its_leftovers_go(planned: Plan) -
     ready = context.Event()
     process = context.Process(target=announce_and_die, args=(run.root, ready))
     process.start()
-    assert ready.wait(120)
+    assert ready.wait(DEADLINE_S)
     assert create(run, "two") is StepExit.NO_ROOM
     process.kill()
     process.join()
