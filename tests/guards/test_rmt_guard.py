@@ -72,6 +72,24 @@ def model() -> Any:
     return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes, **heads)).eval()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "name"),
+    [
+        ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}, "model.decoder.layers.1.fc2"),
+        ("falcon", {"ffn_hidden_size": 24}, "transformer.h.1.mlp.dense_4h_to_h"),
+    ],
+)
+def test_projections_are_listened_to_whatever_they_are_called(
+    model_type: str, sizes: dict[str, int], name: str, tokens: Any
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(model_type, **shape, max_position_embeddings=32, **sizes)
+    found = listened(AutoModelForCausalLM.from_config(config).eval(), tokens, batch=5)
+    assert found[name].kind == "linear" and found[name].target == "ffn"
+
+
 @pytest.fixture(scope="module")
 def tokens() -> Any:
     return torch.randint(0, 40, (WINDOWS, SEQ), generator=torch.Generator().manual_seed(2)).int().numpy()
@@ -272,6 +290,12 @@ def test_other_windows_or_another_way_of_measuring_are_refused(change: dict[str,
 def test_a_baseline_without_any_figure_cannot_judge() -> None:
     with pytest.raises(EvidenceError, match="cannot judge"):
         rmt.assess(moved(0, 0, 0, 0), activations("baseline", {}), POLICY)
+
+
+def test_a_family_of_the_baseline_without_any_figure_cannot_judge_either() -> None:
+    silent = dict.fromkeys(NAMES, 2.0) | dict.fromkeys((f"model.layers.{i}.self_attn.o_proj" for i in range(4)), None)
+    with pytest.raises(EvidenceError, match="family 'attn' has an edge risk"):
+        rmt.assess(activations("subject", silent), activations("baseline", silent), POLICY)
 
 
 def test_records_survive_a_file_and_malformed_ones_are_refused() -> None:

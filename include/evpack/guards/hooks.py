@@ -33,7 +33,7 @@ CONTRACT = {
 """How a figure was found, as records and reports name it."""
 
 _WORDS = ("attn", "attention", "mlp", "ffn", "router", "expert", "moe", "gate", "gating", "switch")
-"""A linear layer is listened to when its name holds one of these (the reference's list)."""
+"""A linear layer is listened to when its name holds one of these (the reference's list) or is that of a projection."""
 _WAYS_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 Kind = Literal["embedding", "norm", "linear", "experts"]
@@ -166,8 +166,8 @@ def _kind(name: str, module: Any) -> Kind | None:
         return "norm"
     if lowered.endswith("experts"):
         return "experts"
-    words = any(word in name.lower() for word in _WORDS)
-    return "linear" if label in ("Linear", "Conv1D") and words else None
+    heard = any(word in name.lower() for word in _WORDS) or place(f"{name}.weight", 2) is not None
+    return "linear" if label.endswith(("Linear", "Conv1D")) and heard else None
 
 
 def _recorded(value: float) -> float | None:

@@ -48,8 +48,12 @@ def assess(
     """
     require_same_windows(subject, baseline)
     before, now = mean_risks(baseline), mean_risks(subject)
-    if not before:
-        raise EvidenceError("no module of the baseline has an edge risk", "the RMT guard cannot judge this model")
+    unheard = {family(name) for name in baseline.modules} - {family(name) for name in before}
+    if unheard or not before:
+        which = min(unheard, default="any")
+        raise EvidenceError(
+            f"no module of the baseline's family {which!r} has an edge risk", "the RMT guard cannot judge this model"
+        )
     moved = {n: math.log(now[n] / risk) for n, risk in before.items() if n in now}
     lost = sorted(before.keys() - now.keys())
     shapes = sorted(n for n in moved if subject.modules[n].m != baseline.modules[n].m)
