@@ -243,8 +243,17 @@ def test_no_airflow_variable_of_the_test_session_leaks(fresh: Deployment) -> Non
 
 def test_a_deployment_without_the_order_hook_is_told(fresh: Deployment) -> None:
     fresh.write_config(port=1, slots=2, schedules=False)
-    assert fresh.differences() == []
+    assert fresh.differences(2) == []
     fresh.policies.unlink()
-    assert "small_first" in fresh.differences()[0]
+    assert "small_first" in fresh.differences(2)[0]
     fresh.policies.write_text("# our own policies\nfrom evpack.airflow.weights import task_instance_mutation_hook\n")
-    assert fresh.differences() == []
+    assert fresh.differences(2) == []
+
+
+def test_throttles_follow_the_pools_and_the_port_stays(fresh: Deployment) -> None:
+    fresh.write_config(port=1234, slots=2, schedules=False)
+    told = fresh.differences(9)
+    assert len(told) == 3 and all("documented is 15" in line for line in told)
+    fresh.write_for(9)
+    assert fresh.differences(9) == []
+    assert (read(fresh)["api"]["port"], read(fresh)["scheduler"]["use_job_schedule"]) == ("1234", "False")

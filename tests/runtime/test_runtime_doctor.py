@@ -19,6 +19,11 @@ def wrong(home: Home) -> list[Finding]:
     return [finding for finding in examine(home) if finding.mend is not None]
 
 
+@pytest.fixture(autouse=True)
+def _no_airflow_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_HOME", raising=False)
+
+
 @pytest.fixture
 def deployment(home: Home, pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     """A home as `evpack airflow setup` leaves it, on a host with two pretended devices."""

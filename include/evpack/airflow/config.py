@@ -26,6 +26,8 @@ PROJECT_ENV = "EVPACK_PROJECT"
 
 CAMPAIGN_DAG = "evidence_campaign"
 NIGHTLY_DAG = "evidence_nightly"
+WEIGHT_RULE = "evpack_plugin.SmallFirst"
+"""The strategy of a step's weight, by name: an instance does not survive the serialisation of a mapped task."""
 
 USER = "admin"
 HOST = "127.0.0.1"
@@ -144,8 +146,7 @@ class Deployment:
         self.password()
         parser = configparser.ConfigParser(interpolation=None)
         parser.read_dict(self._options(port, slots, schedules))
-        old = configparser.ConfigParser(interpolation=None)
-        old.read(self.config_file)
+        old = self._read()
         for section, option, size in _SECRETS:
             value = old.get(section, option, fallback="") or urlsafe_b64encode(secrets.token_bytes(size)).decode()
             parser.set(section, option, value)
@@ -154,22 +155,50 @@ class Deployment:
         write_atomic(self.config_file, text.getvalue().replace("%", "%%").encode(), mode=0o600)
         write_atomic(self.policies, LOCAL_SETTINGS.encode())
 
-    def differences(self) -> list[str]:
-        """How the deployment differs from what `write_config` would write for the same port and slots, a line each."""
-        found = configparser.ConfigParser(interpolation=None)
-        found.read(self.config_file)
-        spare = found.getint("core", "parallelism", fallback=SPARE_TASKS) - SPARE_TASKS
-        port = found.getint("api", "port", fallback=8080)
-        schedules = found.getboolean("scheduler", "use_job_schedule", fallback=True)
+    def write_for(self, slots: int) -> None:
+        """Write airflow.cfg for the pools there are now; port and schedules stay as an earlier one has them."""
+        port, schedules = self._as_written()
+        self.write_config(port=port, slots=slots, schedules=schedules)
+
+    def differences(self, slots: int) -> list[str]:
+        """How the deployment differs from what `write_for` would write, a line each.
+
+        Args:
+            slots: of the pools together.
+        """
+        found = self._read()
         policies = self.policies.read_text(encoding="utf-8") if self.policies.is_file() else ""
         lines = [] if HOOK in policies else [f"{self.policies} lacks `{HOOK}`: every run is small_first across lanes"]
+        port, schedules = self._as_written()
         return lines + [
             f"airflow.cfg: [{section}] {option} is {found.get(section, option, fallback='not set')}, "
             f"documented is {value}"
-            for section, options in self._options(port, spare, schedules).items()
+            for section, options in self._options(port, slots, schedules).items()
             for option, value in options.items()
             if found.get(section, option, fallback=None) != value.replace("%", "%%")
         ]
+
+    def _read(self) -> configparser.ConfigParser:
+        found = configparser.ConfigParser(interpolation=None)
+        found.read(self.config_file)
+        return found
+
+    def _as_written(self) -> tuple[int, bool]:
+        """Port and schedules of airflow.cfg, or what is usual."""
+        found = self._read()
+        port = found.getint("api", "port", fallback=8080)
+        return port, found.getboolean("scheduler", "use_job_schedule", fallback=True)
+
+    @staticmethod
+    def needed(slots: int) -> dict[tuple[str, str], int]:
+        """Options that any Airflow for campaigns needs, with the least that will do; all others are free.
+
+        Args:
+            slots: of the pools together.
+        """
+        tasks = slots + SPARE_TASKS
+        throttles = (("core", "parallelism"), ("core", "max_active_tasks_per_dag"), ("scheduler", "max_tis_per_query"))
+        return {("core", "max_map_length"): MAX_MAP_LENGTH, **dict.fromkeys(throttles, tasks)}
 
     def _options(self, port: int, slots: int, schedules: bool) -> dict[str, dict[str, str]]:
         tasks = str(slots + SPARE_TASKS)

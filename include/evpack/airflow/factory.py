@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task_group
 
-from evpack.airflow.config import CAMPAIGN_DAG, NIGHTLY_DAG
+from evpack.airflow.config import CAMPAIGN_DAG, NIGHTLY_DAG, WEIGHT_RULE
 from evpack.airflow.endings import TASK_RETRIES, StepRetryPolicy
 from evpack.airflow.operators import (
     PLAN_TASK,
@@ -28,9 +28,6 @@ from evpack.runtime.pools import CPU_POOL
 
 NIGHTLY_CRON = "0 2 * * *"
 """UTC. The DAG has no start date: switching it on waits for the next night, and backfills may reach back freely."""
-
-WEIGHT_RULE = "evpack_plugin.SmallFirst"
-"""By name: an instance does not survive the serialisation of a mapped task."""
 
 _ALWAYS = "all_done"
 """A step whose needs are missing runs, says so and fails as blocked; it is never skipped."""

@@ -6,10 +6,14 @@ Database at the newest schema, pools, DAGs serialised, and (asked for) runs clos
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from evpack.airflow.config import WEIGHT_RULE, Deployment
+from evpack.airflow.weights import task_instance_mutation_hook
 from evpack.files import write_json
 from evpack.home import Home
 from evpack.runtime.pools import pool_slots
@@ -104,6 +108,26 @@ def prepare(home: Home, *, close_runs: bool) -> None:
     serialise_dags()
 
 
+def told() -> dict[str, Any]:
+    """What `evpack doctor` asks of an Airflow that it did not set up: options in force, pools, plugin, hook, DAGs."""
+    from airflow.configuration import conf
+    from airflow.models.dag import DagModel
+    from airflow.models.pool import Pool
+    from airflow.plugins_manager import get_priority_weight_strategy_plugins
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    hook = getattr(sys.modules.get("airflow_local_settings"), "task_instance_mutation_hook", None)
+    with create_session() as session:
+        return {
+            "options": {f"{section}.{option}": conf.get(section, option) for section, option in Deployment.needed(0)},
+            "pools": dict(session.execute(select(Pool.pool, Pool.slots)).tuples().all()),
+            "weights": WEIGHT_RULE in get_priority_weight_strategy_plugins(),
+            "order": getattr(hook, "__module__", None) == task_instance_mutation_hook.__module__,
+            "dags": sorted(session.scalars(select(DagModel.dag_id).where(DagModel.is_stale.is_(False)))),
+        }
+
+
 def main() -> None:
     """`python -m evpack.airflow.prepare`: prepare, then become the scheduler when asked.
 
@@ -113,7 +137,11 @@ def main() -> None:
     parser.add_argument("--close-runs", action="store_true")
     parser.add_argument("--ready-file", help="created when the database is ready")
     parser.add_argument("--then", nargs=argparse.REMAINDER, default=[], help="airflow sub-command to go on with")
+    parser.add_argument("--tell", action="store_true", help="change nothing, print what `told` gives")
     options = parser.parse_args()
+    if options.tell:
+        print(json.dumps(told()))
+        return
     prepare(Home.locate(), close_runs=options.close_runs)
     if options.ready_file:
         Path(options.ready_file).touch()

@@ -45,8 +45,7 @@ def prepare() -> None:
     environ = dict(os.environ)
     if "AIRFLOW_HOME" not in environ:
         deployment = Deployment.locate(home)
-        if not deployment.config_file.is_file():
-            deployment.write_config(port=8080, slots=sum(pool_slots().values()), schedules=True)
+        deployment.write_for(sum(pool_slots().values()))
         environ = deployment.environ()
     command = [sys.executable, "-m", "evpack.airflow.prepare"]
     done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)

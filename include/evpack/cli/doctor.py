@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +57,9 @@ def examine(home: Home) -> Iterator[Finding]:
             yield Finding(error.what, error.mend or "see the message")
     try:
         deployment = Deployment.locate(home)
+        if os.environ.get("AIRFLOW_HOME", str(deployment.root)) != str(deployment.root):
+            yield from _own_airflow(home)
+            return
         yield from _configuration(deployment)
         yield from _running(deployment)
     except EvpackError as error:
@@ -99,8 +106,6 @@ def _containers(home: Home) -> Iterator[Finding]:
 
     if chosen_runtime() != DOCKER:
         return
-    import os
-
     from evpack.runtime.docker_engine import connect, reap
     from evpack.runtime.docker_probe import probe
     from evpack.runtime.docker_spec import ContainerLimits
@@ -112,10 +117,12 @@ def _containers(home: Home) -> Iterator[Finding]:
 
 
 def _configuration(deployment: Deployment) -> Iterator[Finding]:
+    from evpack.runtime.pools import made_pools
+
     if not deployment.config_file.is_file():
         yield Finding(f"no Airflow was set up in {deployment.root}", SETUP)
         return
-    different = deployment.differences()
+    different = deployment.differences(sum(made_pools(deployment.home).values()))
     for line in different:
         yield Finding(line, f"take it back, or remove {deployment.config_file} and {SETUP.removeprefix('run ')}")
     if not different:
@@ -141,6 +148,40 @@ def _running(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(f"{endpoint.url}: {line}", SETUP)
     if not drift:
         yield Finding(f"{endpoint.url} runs with these pools")
+
+
+def _own_airflow(home: Home) -> Iterator[Finding]:
+    """The Airflow that AIRFLOW_HOME names: what campaigns need of it, as it is in force there."""
+    from evpack.airflow.config import CAMPAIGN_DAG, HOOK, WEIGHT_RULE, Deployment
+    from evpack.runtime.pools import made_pools, pool_drift
+
+    place = os.environ["AIRFLOW_HOME"]
+    command = [sys.executable, "-m", "evpack.airflow.prepare", "--tell"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or "no word").splitlines()[-1]
+        yield Finding(f"the Airflow of AIRFLOW_HOME={place} cannot be asked: {said}", SETUP)
+        return
+    told, made = json.loads(done.stdout.splitlines()[-1]), made_pools(home)
+    wrong = [Finding(f"{place}: {line}", SETUP) for line in pool_drift(made, told["pools"]).values()]
+    for (section, option), least in Deployment.needed(sum(made.values())).items():
+        if int(told["options"][f"{section}.{option}"]) < least:
+            text = (
+                f"{place}: [{section}] {option} is {told['options'][f'{section}.{option}']}, at least {least} is needed"
+            )
+            wrong.append(Finding(text, f"set it to {least}"))
+    if not told["weights"]:
+        wrong.append(
+            Finding(f"{place}: no plugin gives {WEIGHT_RULE}", "let plugins_folder name this project's plugins/")
+        )
+    if not told["order"]:
+        text = f"{place}: every run is small_first across lanes, whatever PACK_ORDER says"
+        wrong.append(Finding(text, f"put `{HOOK}` into config/airflow_local_settings.py there"))
+    if CAMPAIGN_DAG not in told["dags"]:
+        wrong.append(
+            Finding(f"{place}: no DAG {CAMPAIGN_DAG}", f"let dags_folder name this project's dags/, then {SETUP}")
+        )
+    yield from wrong or [Finding(f"the Airflow of AIRFLOW_HOME={place} has what campaigns need")]
 
 
 def _listed(pools: dict[str, int]) -> str:
