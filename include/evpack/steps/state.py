@@ -144,8 +144,8 @@ class Attempt:
     leased: Leased | None = None
     """The devices it holds, once it has them."""
     started_at: str = field(default_factory=utc_now)
-    started_unix: float = field(default_factory=lambda: round(time.time(), 3))
-    """The same with milliseconds, for pictures."""
+    started_unix: float = field(default_factory=time.time)
+    """The same exactly: for pictures, and for the order of attempts within a second."""
     _peak: int = 0
     _clock: float = field(default_factory=time.monotonic)
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
