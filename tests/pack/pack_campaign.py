@@ -115,12 +115,23 @@ class Campaign:
                 self.report(scenario, run)
         return self
 
-    def report(self, scenario: Scenario, run: int) -> None:
-        """One report with its records and runtime manifest."""
+    def report(self, scenario: Scenario, run: int, again: float | None = None) -> None:
+        """One report with its records and runtime manifest.
+
+        Args:
+            again: where the baseline was scored again in batches of 8, by how much its losses moved, nats per token.
+        """
         losses, theirs = self.records(scenario, run), self.records(None, run)
-        blocks, files = guards(self.paper, self.policy, scenario, self.windows.run(run), losses, theirs)
+        place = self.model.report(scenario.id, scenario.category.value, run)
+        heard_at, baseline_path = None, f"reports/calibration/run_{run}/records.json"
+        if again is not None:
+            beside = place.relative_to(self.model.root)
+            heard_at = (beside / "baseline_activation_records.json").relative_to("reports").as_posix()
+            baseline_path = (beside / "baseline_records.json").as_posix()
+            losses, theirs = (_in_batches_of_8(one, shift) for one, shift in ((losses, 0.0), (theirs, again)))
+            write_json(self.model.root / baseline_path, theirs.to_json())
+        blocks, files = guards(self.paper, self.policy, scenario, self.windows.run(run), losses, theirs, heard_at)
         subject = RecordFile("records.json", pretty_json(losses.to_json()))
-        baseline_path = f"reports/calibration/run_{run}/records.json"
         baseline = RecordFile(baseline_path, (self.model.root / baseline_path).read_bytes())
         meta = ReportMeta(
             MODEL.id,
@@ -149,7 +160,6 @@ class Campaign:
             generated_at=NOW,
             bca=bca_interval(*paired_differences(losses, theirs), seed=losses.seed, replicates=2000),
         )
-        place = self.model.report(scenario.id, scenario.category.value, run)
         data = pretty_json(report)
         place.mkdir(parents=True, exist_ok=True)
         (place / "evaluation.report.json").write_bytes(data)
@@ -200,6 +210,15 @@ class Campaign:
         """Compile the verdict."""
         compile_verdict_step(self.context(StepType.COMPILE_VERDICT))
         return self
+
+
+def _in_batches_of_8(records: WindowRecords, shift: float) -> WindowRecords:
+    windows = tuple(
+        window.model_copy(update={"nll_sum": None if window.nll_sum is None else window.nll_sum + 127 * shift})
+        for window in records.windows
+    )
+    compute = records.compute.model_copy(update={"batch": 8})
+    return records.model_copy(update={"windows": windows, "compute": compute})
 
 
 def _manifest() -> Manifest:

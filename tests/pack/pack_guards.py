@@ -152,9 +152,19 @@ class Model:
 
 
 def guards(
-    model: Model, policy: Policy, scenario: Scenario, run: RunWindows, losses: WindowRecords, baseline: WindowRecords
+    model: Model,
+    policy: Policy,
+    scenario: Scenario,
+    run: RunWindows,
+    losses: WindowRecords,
+    baseline: WindowRecords,
+    heard_at: str | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
-    """Blocks of a report by guard, and files of figures to stand beside it."""
+    """Blocks of a report by guard, and files of figures to stand beside it.
+
+    Args:
+        heard_at: where the baseline's activations stand below reports/, where it was scored again.
+    """
     contents = model.subject(scenario)
     declared = chain.Declaration.of(model.edit(scenario), model.contents, clean=scenario.category is Category.CLEAN)
     broken = invariants_assess.finite_findings({BROKEN: 1}) if scenario.id == "nan_injection" else []
@@ -165,14 +175,18 @@ def guards(
     files = {"spectral_records.json": encoded(matrices[0]), "activation_records.json": encoded(heard[0])}
 
     def places(name: str, path: str, other: Any) -> dict[str, Any]:
-        theirs = {"path": f"reports/calibration/{path}", "sha256": sha256_bytes(encoded(other))}
+        theirs = {"path": f"reports/{path}", "sha256": sha256_bytes(encoded(other))}
         return {"records": {"subject": {"path": name, "sha256": sha256_bytes(files[name])}, "baseline": theirs}}
 
-    listened = places("activation_records.json", f"run_{run.run}/activation_records.json", heard[1])
+    listened = places(
+        "activation_records.json", heard_at or f"calibration/run_{run.run}/activation_records.json", heard[1]
+    )
+    if heard_at is not None:
+        files[heard_at.rpartition("/")[2]] = encoded(heard[1])
     blocks = {
         "invariants": invariants_assess.report_block(invariants_assess.reference_result(model.contents), post),
         "spectral": chain.spectral_block(*matrices, policy, declared)
-        | places("spectral_records.json", "spectral_records.json", matrices[1]),
+        | places("spectral_records.json", "calibration/spectral_records.json", matrices[1]),
         "rmt": chain.rmt_block(*heard, policy, declared) | listened,
         "variance": chain.variance_block(*heard, policy, lambda _: None) | listened,
     }

@@ -287,3 +287,19 @@ def test_without_processes_it_takes_longer_and_finds_the_same(
     monkeypatch.setattr(module, "_PARALLEL_FROM", 1)
     monkeypatch.setattr(module, "ProcessPoolExecutor", none)
     assert verify_pack(good_pack.path, Trust(frozenset({str(good_pack.fingerprint)})), jobs=2).exit_code == 0
+
+
+@pytest.mark.parametrize(("moved", "code"), [(0.0, 0), (0.001, 0), (0.05, 7), (-0.05, 7)])
+def test_a_baseline_that_was_scored_again_is_the_same_baseline(
+    tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch, moved: float, code: int
+) -> None:
+    campaign = Campaign(tmp_path / "run").write()
+    campaign.report(campaign.plan.scenario("quant_clean"), 2, again=moved)
+    campaign.finish()
+    if code:
+        with pytest.raises(EvidenceError, match="scored again"):
+            build(campaign.run, key=signing_key, html=False)
+        monkeypatch.setattr("evpack.pack.build._refuse_inconsistent", lambda *_: None)
+    built = build(campaign.run, key=signing_key, html=False)
+    result = verify_pack(built.path, Trust(frozenset({str(built.fingerprint)})), Demands(strict=True))
+    assert result.exit_code == code, result.to_json()

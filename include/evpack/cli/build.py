@@ -32,11 +32,16 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option("--layout", metavar="v1|v2", help="Layout of the pack; else as planned.")
         ] = None,
     ) -> None:
-        """Build the evidence pack of a finished run directory, whatever its verdict."""
-        from evpack.errors import BadInput
+        """Build the evidence pack of a finished run directory, whatever its verdict.
+
+        Exit 0; 2 wrong usage, or something is missing that a pack needs; 7 reports or verdict do not follow from the
+        records, or PACK_VERIFY_PROFILE of the campaign is not met; 13 no room.
+        """
+        from evpack.errors import BadInput, EvidenceError, plain
         from evpack.home import Home
         from evpack.pack.build import build as build_pack
         from evpack.pack.layout import LAYOUTS
+        from evpack.pack.verify import VerifyExit
         from evpack.plan.model import load_plan
         from evpack.rundir import RunDir
         from evpack.settings import Settings
@@ -51,9 +56,14 @@ def register(app: typer.Typer) -> None:
             raise BadInput(f"unknown layout {form!r}", "use v1 (flat, legacy) or v2 (enhanced)")
         key = None if unsigned else signing_key or signing_key_of(planned, Home.locate())
         html = not (skip_html or planned.skip_html)
-        built = build_pack(run, key=key, out=pack_dir or pack_path(run, planned), html=html, form=LAYOUTS[chosen].name)
+        target = pack_dir or pack_path(run, planned)
+        try:
+            built = build_pack(run, key=key, out=target, html=html, form=LAYOUTS[chosen].name)
+        except EvidenceError as error:
+            typer.echo(f"evpack: {error.diagnostics()}", err=True)
+            raise typer.Exit(int(VerifyExit.EVIDENCE)) from error
         for warning in built.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            typer.echo(f"warning: {plain(warning)}", err=True)
         typer.echo(f"pack            {built.path} ({'kept, nothing changed' if built.kept else 'sealed'})")
         typer.echo(f"evidence level  {built.evidence_level}")
         typer.echo(f"manifest        {built.manifest_digest}")

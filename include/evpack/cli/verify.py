@@ -208,6 +208,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
 def _print(result: Verification) -> None:
     typer.echo(f"verdict         {result.verdict or 'not established'}")
     typer.echo(f"evidence level  {result.evidence_level or 'not stated'}")
+    limits = ", ".join(f"{name} {value}" for name, value in (result.judged_by or {}).items())
+    typer.echo(f"judged by       {plain(limits) or '-'}")
     typer.echo(f"signed by       {AUTHENTICITY[result.authenticity] if result.signature_holds else INVALID}")
     typer.echo(f"fingerprint     {result.fingerprint or '-'}")
     typer.echo(f"recomputed      {result.reports} reports")

@@ -12,6 +12,7 @@ from evpack.catalog.policy import Policy, resolve_policy
 from evpack.catalog.scenarios import Manifest
 from evpack.catalog.suites import suite
 from evpack.errors import BadInput, EvidenceError
+from evpack.evaluation.report import GUARD_FLAGS
 from evpack.files import Json, digest_json, parse_json, portable
 from evpack.pack import layout, provenance, schemas
 from evpack.pack.inventory import Files
@@ -131,8 +132,11 @@ def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[C
     return campaign, [*errors, *_pins(campaign), *_provenance(campaign)]
 
 
-def unusual(plan: CampaignPlan) -> Iterator[str]:
-    """Expectations that are not the shipped ones of the suite: allowed, but a reader should know."""
+def unusual(campaign: Campaign) -> Iterator[str]:
+    """Guards left out, expectations that are not the shipped ones: allowed, but a reader should know."""
+    plan = campaign.plan
+    if absent := [name for name in GUARD_FLAGS if name not in campaign.settings.guards_order]:
+        yield f"guards that the campaign did not run: {', '.join(absent)}"
     try:
         name = suite(plan.suite).scenarios
         shipped_ones = {scenario.id: scenario for scenario in parse_as(Manifest, shipped(name), name).scenarios}
@@ -142,8 +146,8 @@ def unusual(plan: CampaignPlan) -> Iterator[str]:
     for scenario in plan.scenarios:
         if shipped_ones.get(scenario.id) != scenario:
             yield f"scenario {scenario.id}: its expectations are the campaign's own, not those of the shipped suite"
-    if absent := sorted(shipped_ones.keys() - {scenario.id for scenario in plan.scenarios}):
-        yield f"scenarios of the shipped suite that the campaign left out: {', '.join(absent)}"
+    if left_out := sorted(shipped_ones.keys() - {scenario.id for scenario in plan.scenarios}):
+        yield f"scenarios of the shipped suite that the campaign left out: {', '.join(left_out)}"
 
 
 def entry(value: Json, *keys: str) -> Any:

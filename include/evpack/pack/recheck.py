@@ -119,7 +119,7 @@ def recheck(
     return Recheck(
         errors=tuple(errors),
         unmet=tuple(text for one in judged for text in one.unmet),
-        warnings=(*_unusable(judged), *(text for one in judged for text in one.doubts), *unusual(campaign.plan)),
+        warnings=(*_unusable(judged), *(text for one in judged for text in one.doubts), *unusual(campaign)),
         verdict=verdict.word,
         campaign=campaign,
         reports=len(usable),

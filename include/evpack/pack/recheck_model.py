@@ -77,6 +77,8 @@ def window_problems(records: WindowRecords, run: int, facts: ModelFacts, schedul
         yield f"its windows are not those that {schedule} gives to run {run}"
     if facts.seeds.get(run) != records.seed:
         yield f"its seed {records.seed} is not the one that {schedule} gives to run {run}"
+    if facts.seq_len is not None and any(window.predicted_tokens >= facts.seq_len for window in records.windows):
+        yield f"more tokens are predicted in a window than {schedule} gives it"
     rows = [[window.id, window.arm, window.tokens_sha256] for window in records.windows]
     digest = digest_json({"run": records.run, "seed": records.seed, "seq_len": facts.seq_len, "windows": rows})
     if digest != records.windows_digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,10 @@ from evpack.pack.recheck_guards import Case, guard_problems
 from evpack.pack.recheck_model import ModelFacts, window_problems
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
 from evpack.verdict.outcome import RunOutcome, judge
+
+_SCORED_AGAIN = 0.01
+"""Nats per token, mean over a run's windows: several times what another precision or batch moves single windows by
+(sd up to 0.0016 for bf16 against fp32), and a tenth of the shift that a limit of 1.10 allows a subject."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,25 @@ def _errors(
     losses = WindowRecords.parse(subject, subject_name)
     schedule = campaign.at(layout.model_state(key.model, "schedule.json"))
     yield from window_problems(losses, key.run, facts, schedule)
+    if baseline_name == place + layout.BASELINE_RECORDS:
+        yield from _scored_again(campaign, key, WindowRecords.parse(campaign.files[baseline_name], baseline_name))
     baseline_place = baseline_name.rpartition("/")[0] + "/"
     yield from guard_problems(Case(campaign, key, report, place, losses, baseline_place, facts.baseline))
+
+
+def _scored_again(campaign: Campaign, key: ReportKey, again: WindowRecords) -> Iterator[str]:
+    """A baseline that was scored again, in whatever way, is still the one that calibration scored."""
+    name = f"reports/{key.model}/calibration/run_{key.run}/{layout.RECORDS}"
+    if not campaign.has(name):
+        return
+    first = {window.id: window.nll_sum for window in campaign.parsed(name, WindowRecords.parse).windows}
+    moved = [
+        (window.nll_sum - before) / window.predicted_tokens
+        for window in again.windows
+        if window.nll_sum is not None and (before := first.get(window.id)) is not None
+    ]
+    if moved and abs(mean := math.fsum(moved) / len(moved)) > _SCORED_AGAIN:
+        yield f"its baseline, scored again, is {mean:+.4f} nats per token away from what calibration found"
 
 
 def _doubts(campaign: Campaign, key: ReportKey, path: str, report: Mapping[str, Any]) -> Iterator[str]:

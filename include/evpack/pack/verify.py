@@ -84,6 +84,8 @@ class Verification:
     """As earned; as the manifest states it where nothing was recomputed."""
     reports: int
     """Reports that were recomputed."""
+    judged_by: Mapping[str, str] | None = None
+    """Tier and profile of the limits; None when nothing was recomputed."""
     skipped: bool = False
     """Whether the evidence was left unexamined because the caller said so."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Verification:
             "signer_fingerprint": self.fingerprint,
             "verdict": self.verdict,
             "evidence_level": self.evidence_level,
+            "policy": self.judged_by,
             "verify": {"reports": self.reports},
         }
 
@@ -237,6 +240,7 @@ def verify_files(
         verdict=result.verdict if result else None,
         evidence_level=result.level if result else (document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
+        judged_by={"tier": result.campaign.policy.tier, "profile": result.campaign.policy.profile} if result else None,
         skipped=demands.skip_evidence,
         manifest=document or {},
         files=files,
