@@ -79,3 +79,23 @@ def test_a_variant_that_made_room_is_made_again_in_a_container(plan: Plan, in_co
     assert not is_whole(run, create)
     assert in_container(run, evaluate) is StepExit.OK
     assert [record["class"] for record in read_attempts(run, create)] == ["ok", "ok"]
+
+
+def test_the_budget_takes_a_variant_back_in_a_campaign_of_containers(
+    plan: Plan, in_container: Run, tmp_path: Path
+) -> None:
+    """Room for one of two: the one whose evaluation failed makes way, and is made again when that is tried again."""
+    chosen = {"scenarios": "quant_clean,prune_50pct_stress", "stress_edit_runs": 1, "use_batch_edits": False}
+    largest = max(step.variant_gb for step in load_plan(plan(**chosen)).steps)
+    run = plan(**chosen, output_dir=str(tmp_path / "narrow"), variant_budget_gb=largest)
+    first, second = "fixture.quant_clean", "fixture.prune_50pct_stress"
+    for step in ("fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset", f"{first}.create"):
+        assert in_container(run, step) is StepExit.OK
+    assert in_container(run, f"{second}.create") is StepExit.NO_ROOM
+    assert in_container(run, f"{first}.evaluate", memory_bytes=64 * 10**6) is StepExit.OUT_OF_MEMORY
+    assert in_container(run, f"{second}.create") is StepExit.OK
+    assert not is_whole(run, f"{first}.create")
+    assert in_container(run, f"{first}.evaluate") is StepExit.NO_ROOM  # what it needs again finds no room either
+    assert in_container(run, f"{second}.evaluate") is StepExit.OK
+    assert in_container(run, f"{first}.evaluate") is StepExit.OK
+    assert [record["class"] for record in read_attempts(run, f"{first}.create")] == ["ok", "no_room", "ok"]
