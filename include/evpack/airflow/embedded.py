@@ -171,9 +171,12 @@ def _lock_or_attach(deployment: Deployment, lock: FileLock, say: Say, up: bool) 
                         return endpoint
             if not told:
                 told = True
+                owner = f"{deployment.home.root} (process {state.get('owner', '?')})"
                 say(
-                    f"another campaign runs in {deployment.home.root} (process {state.get('owner', '?')}); waiting for "
-                    "its end (to run several at once start `evpack airflow up` in another terminal first)"
+                    f"the Airflow of {owner} does not answer yet; waiting for it"
+                    if state.get("up")
+                    else f"another campaign runs in {owner}; waiting for its end (to run several at once start "
+                    "`evpack airflow up` in another terminal first)"
                 )
 
 
