@@ -98,7 +98,8 @@ def resolve_edits(
     if missing:
         raise BadInput(
             "clean edits without tuned parameters: " + ", ".join(missing),
-            "measure them with `evpack tune` for the file of PACK_TUNED_EDIT_PARAMS_FILE, or leave these scenarios out",
+            "measure them with `evpack tune` for the file of PACK_TUNED_EDIT_PARAMS_FILE, or leave clean edits out "
+            "(CLEAN_EDIT_RUNS=0)",
         )
     return resolved
 
