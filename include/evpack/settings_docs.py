@@ -6,9 +6,12 @@ import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from evpack.settings import Settings, variables
+from evpack.settings_gone import GONE
 from evpack.settings_types import TASK_TYPES, Var
 
 _TABLE = "| Variable | Setting | Type | Default | What it does | Acts in |\n|---|---|---|---|---|---|\n"
+
+_GONE_TABLE = "| Variable | What took its place |\n|---|---|\n"
 
 _HEAD = """# Tuning reference
 
@@ -33,6 +36,8 @@ def tuning_page() -> str:
         groups.setdefault(var.group, []).append(_row(name, var, default))
     for group, rows in groups.items():
         parts.append(f"\n## {group}\n\n{_TABLE}" + "\n".join(rows) + "\n")
+    gone = "\n".join(f"| {_coded(names)} | {instead} |" for names, instead in GONE.items())
+    parts.append(f"\n## Variables of the reference that are no settings\n\n{_GONE_TABLE}{gone}\n")
     parts.append("\n`<TASKTYPE>` is one of " + ", ".join(f"`{name}`" for name in TASK_TYPES) + ", in either case.\n")
     return "".join(parts)
 
@@ -41,8 +46,11 @@ def _row(name: str, var: Var, default: object) -> str:
     acts = var.acts or (f"Airflow: {var.airflow}" if var.airflow else "nothing")
     type_ = _words(Settings.model_fields[name].annotation)
     text = var.text + (" Environment only." if var.secret else "")
-    spelled = ", ".join(f"`{env}`" for env in var.names)
-    return f"| {spelled} | `{name}` | {type_} | {_shown(default)} | {text} | {acts} |"
+    return f"| {_coded(', '.join(var.names))} | `{name}` | {type_} | {_shown(default)} | {text} | {acts} |"
+
+
+def _coded(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", "))
 
 
 def _shown(default: object) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from evpack.settings import variables
 from evpack.settings_docs import tuning_page
+from evpack.settings_gone import GONE
+from evpack.steps.plan import warn_unknown
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(__file__).with_name("reference_variables.txt").read_text().split()
@@ -36,3 +40,12 @@ def test_fields_are_named_after_their_variables() -> None:
             continue
         stems = {name.removeprefix("PACK_").removeprefix("INVARLOCK_").lower() for name in var.names}
         assert field in stems | {f"pack_{stem}" for stem in stems}, field
+
+
+def test_what_is_no_setting_any_more_has_a_successor(caplog: pytest.LogCaptureFixture) -> None:
+    known = {name for _, var, _ in variables() for name in var.names}
+    gone = [name for names in GONE for name in names.split(", ")]
+    assert known.isdisjoint(gone)
+    assert [name for name in gone if f"`{name}`" not in tuning_page()] == []
+    warn_unknown({"INVARLOCK_CERT_MIN_WINDOWS": "1"})
+    assert "no effect; in its place: the floors of PACK_PROFILE" in caplog.text

@@ -22,6 +22,7 @@ from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
 from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.settings import Settings
+from evpack.settings_gone import GONE
 from evpack.settings_resolve import given_fields, unknown_variables
 from evpack.steps.build_pack import check_pack
 from evpack.steps.replan import replan
@@ -100,7 +101,8 @@ def dry_run(
 def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
     """Log a line for each variable of an environment (this process's when None) that is a misspelt setting."""
     for name, near in unknown_variables(os.environ if environ is None else environ).items():
-        mend = f"did you mean {near}?" if near else "docs/tuning.md lists every setting"
+        instead = f"in its place: {GONE[name]}" if name in GONE else near and f"did you mean {near}?"
+        mend = instead or "docs/tuning.md lists every setting"
         log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
 
 
