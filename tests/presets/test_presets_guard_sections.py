@@ -32,6 +32,8 @@ def test_thresholds_are_the_policys(tier: str) -> None:
     policy = resolve_policy(tier, "small")
     sections = guard_sections(("spectral", "rmt", "variance"), policy, matrices(1, 2, 3))
     assert sections["spectral"]["max_caps"] == policy.number("spectral.max_caps")
+    (cap,) = sections["spectral"]["family_caps"].values()
+    assert cap["policy_kappa"] == policy.number("spectral.family_caps.ffn.kappa") < cap["kappa"]
     assert sections["rmt"]["epsilon"] == policy.number("rmt.epsilon")
     assert sections["variance"]["monitor_only"] is True
 

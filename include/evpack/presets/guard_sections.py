@@ -31,7 +31,10 @@ def guard_sections(order: Sequence[str], policy: Policy, matrices: SpectralRecor
     sections: dict[str, Any] = {}
     if spectral.NAME in order and matrices is not None:
         keys = ("ratio_cap", "ratio_fatal", "sigma_quantile", "deadband", "max_caps")
-        caps = {label: {"kappa": cap} for label, cap in family_caps(matrices, policy).items()}
+        caps = {
+            label: {"kappa": cap, "policy_kappa": kappa(policy, label)}
+            for label, cap in family_caps(matrices, policy).items()
+        }
         sections[spectral.NAME] = _values(policy, spectral.NAME, keys) | {"family_caps": caps}
     if rmt.NAME in order:
         limits = ("epsilon", "epsilon_rms", "epsilon_lower_rank", "epsilon_default", "margin", "deadband")
