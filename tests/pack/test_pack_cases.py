@@ -70,6 +70,8 @@ class Forger:
                 path.write_bytes(data)
             case "truncate":
                 path.write_bytes(path.read_bytes()[: action["at"]])
+            case "grow":
+                os.truncate(path, action["size"])  # sparse
             case "append":
                 path.write_bytes(path.read_bytes() + action["text"].encode())
             case "prepend":

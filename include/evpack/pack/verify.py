@@ -27,7 +27,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from evpack.catalog.policy import LEVELS, Policy
+from evpack.catalog.policy import LEVELS, EvidenceLevel, Policy
 from evpack.errors import EvpackError, plain
 from evpack.pack import attest, checksums, inventory, layout, manifest, signature
 from evpack.pack.evidence import MALFORMED
@@ -238,7 +238,7 @@ def verify_files(
         authenticity=authenticity,
         fingerprint=signer,
         verdict=result.verdict if result else None,
-        evidence_level=result.level if result else (document or {}).get("evidence_level"),
+        evidence_level=_earned(document or {}, result) if result else (document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
         judged_by={"tier": result.campaign.policy.tier, "profile": result.campaign.policy.profile} if result else None,
         skipped=demands.skip_evidence,
@@ -362,7 +362,7 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
             state.add(VerifyExit.EVIDENCE, f"{where.place(name)}: says {other[0]}, the reports give {result.verdict}")
     if not result.summary()["clean_reports"]:
         state.warnings.append("no report but those of error injections could be recomputed")
-    claimed, earned = document.get("evidence_level"), result.level
+    claimed, earned = document.get("evidence_level"), _earned(document, result)
     if claimed is not None and LEVELS.index(claimed) > LEVELS.index(earned):
         state.add(VerifyExit.EVIDENCE, f"{layout.MANIFEST} claims evidence level {claimed}, earned is {earned}")
     if demands.attestation is not None:
@@ -370,6 +370,12 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
     if demands.max_age is not None and (problem := _stale(result.oldest, demands.max_age)):
         state.add(VerifyExit.EVIDENCE, problem)
     return result
+
+
+def _earned(document: Mapping[str, Any], result: Recheck) -> EvidenceLevel:
+    """The evidence level of a pack: what its files earn, as far as the manifest binds them by name."""
+    bound: EvidenceLevel = "high" if {"environment", "invocation"} <= document.keys() else "medium"
+    return min(result.level, bound if "subject" in document else "low", key=LEVELS.index)
 
 
 def _stale(oldest: datetime | None, limit: timedelta) -> str | None:
