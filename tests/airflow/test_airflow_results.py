@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -197,9 +198,10 @@ def test_a_lone_models_calibration_gets_all_cores(
 
 
 def test_plain_lines_appear_when_something_changes(
-    planned: tuple[RunDir, CampaignPlan], capsys: pytest.CaptureFixture[str]
+    planned: tuple[RunDir, CampaignPlan], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, plan = planned
+    monkeypatch.setattr("evpack.cli.campaign_view.QUIET_S", math.inf)
     with LiveView(run, console()) as view:
         view.update()
         view.update()

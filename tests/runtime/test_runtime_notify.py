@@ -12,6 +12,7 @@ from evpack.home import Home
 from evpack.runtime.leases import quarantine
 from evpack.runtime.notify import NOTIFY_ENV, notify
 from evpack.runtime.pools import made_pools, pool_drift
+from tests.waiting import DEADLINE_S
 
 
 def told(home: Home) -> list[dict[str, str]]:
@@ -31,6 +32,7 @@ def test_a_command_gets_event_and_text_as_arguments(
     command.write_text(f'#!/bin/sh\nprintf "%s|%s" "$1" "$2" > {tmp_path}/heard\n')
     command.chmod(0o755)
     monkeypatch.setenv(NOTIFY_ENV, str(command))
+    monkeypatch.setattr("evpack.runtime.notify.TIMEOUT_S", DEADLINE_S)
     notify(home, "campaign_ended", "PASS; $(touch /nowhere)")
     assert (tmp_path / "heard").read_text() == "campaign_ended|PASS; $(touch /nowhere)"
 
