@@ -18,6 +18,8 @@ for _name in list(os.environ):
     # A proxy would be asked for the loopback interface; colours and widths change what commands print.
     if _name.startswith(OUTSIDE) or _name.lower().endswith("_proxy") or _name in ("FORCE_COLOR", "COLUMNS"):
         del os.environ[_name]
+# A hub on this machine answers as soon as it gets the time to: the client's 10 s would count stalls as failures.
+os.environ |= {"HF_HUB_ETAG_TIMEOUT": "900", "HF_HUB_DOWNLOAD_TIMEOUT": "900"}
 os.umask(0o022)
 
 
