@@ -82,6 +82,7 @@ def test_steps_run_whatever_happened_and_carry_the_weight_rule_by_name(campaign:
     for task in lane_tasks(campaign):
         assert task.trigger_rule == "all_done"
         assert task.map_index_template == "{{ task.title }}"
+    for task in campaign.tasks:
         assert task.retries == MOST_RETRIES and isinstance(task.retry_policy, StepRetryPolicy)
     for name in ("compile_verdict", "build_pack", "verify_pack", "gate"):
         assert campaign.get_task(name).trigger_rule == "all_done"

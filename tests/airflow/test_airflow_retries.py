@@ -19,9 +19,10 @@ from evpack.airflow.endings import (
     check_lane,
     check_tries,
     end_task,
+    failed,
     used_retries,
 )
-from evpack.errors import BadInput, StepExit, Transient
+from evpack.errors import BadInput, DiskFull, EvidenceError, StepExit, Transient
 from evpack.files import write_json
 from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
@@ -111,6 +112,12 @@ def test_a_task_runs_no_step_of_a_lane_that_its_model_left(run: RunDir) -> None:
         check_lane("gpu1_s.models.calibrate", plan, STEP)
 
 
+def test_an_error_beside_a_step_is_retried_where_that_may_help() -> None:
+    assert isinstance(failed(Transient("the hub is away", "later")), StepRetry)
+    for error in (BadInput("no pools", "make some"), DiskFull("full"), EvidenceError("half a file")):
+        assert isinstance(failed(error), StepFailed) and error.what in str(failed(error))
+
+
 # --- the policy ------------------------------------------------------------------------------------------------------
 def decide(error: BaseException, try_number: int, cleared_at: int = 0) -> Any:
     """As Airflow asks: a clear after n tries raises the highest try number to n and the retries."""
@@ -155,5 +162,8 @@ def test_tasks_that_were_killed_come_back_no_more_often_than_others(run: RunDir)
 
     for try_number in (1, 2, 3):
         check_tries(context(try_number), run, STEP)
+        check_tries(context(try_number), None, "plan")
+    with pytest.raises(StepFailed, match="plan: the 3 retries"):
+        check_tries(context(5), None, "plan")
     with pytest.raises(StepFailed, match="used up"):
         check_tries(context(4), run, STEP)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 
-from evpack.airflow.endings import StepFailed, check_lane, check_tries, end_task
+from evpack.airflow.endings import check_lane, check_tries, end_task, failed
 from evpack.airflow.operators import run_dir_of
 from evpack.errors import EvpackError
 from evpack.plan.model import StepType, load_plan
@@ -57,7 +57,7 @@ class ContainerStepOperator(DockerOperator):
                 run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=self._work
             )
         except EvpackError as error:
-            raise StepFailed(error.diagnostics()) from None
+            raise failed(error) from None
         end_task(code, step_id, run)
 
     def on_kill(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
-from evpack.errors import WAITING, Blocked, StepExit
+from evpack.errors import WAITING, Blocked, EvpackError, StepExit
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
@@ -80,13 +80,25 @@ def used_retries(try_number: int, max_tries: int) -> int:
     return max(0, try_number - 1 - (max_tries - MOST_RETRIES))
 
 
-def check_tries(context: Context, run: RunDir, step_id: str) -> None:
+def failed(error: EvpackError) -> StepFailed | StepRetry:
+    """What a task raises for an error that it met before or beside its step; another try follows where one may help."""
+    from evpack.steps.runner import classify
+
+    if classify(error) in RETRIED:
+        return StepRetry(error.diagnostics(), RetryLimits.of(Settings()))
+    return StepFailed(error.diagnostics())
+
+
+def check_tries(context: Context, run: RunDir | None, step_id: str) -> None:
     """Refuse a try beyond MAX_RETRIES: tasks that were killed come back without having asked the policy.
+
+    Args:
+        run: the campaign's run directory; None for what plans it.
 
     Raises:
         StepFailed: when the tries are used up.
     """
-    ti, limits = context["ti"], _limits(run)
+    ti, limits = context["ti"], RetryLimits.of(Settings()) if run is None else _limits(run)
     if used_retries(ti.try_number, ti.max_tries) > limits.retries:
         raise StepFailed(f"{step_id}: the {limits.retries} retries of MAX_RETRIES are used up")
 

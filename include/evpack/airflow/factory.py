@@ -47,6 +47,7 @@ def build_campaign(dag_id: str, *, schedule: Any = None, description: str, **dag
         description=description,
         tags=["evpack"],
         render_template_as_native_obj=False,
+        default_args={"retry_policy": StepRetryPolicy(), **TASK_RETRIES},
         **dag_options,
     ) as dag:
         plan = PlanOperator(task_id=PLAN_TASK)
@@ -84,8 +85,6 @@ def _lane(lane: Lane, plan: PlanOperator, verdict: CampaignStepOperator) -> None
         "weight_rule": WEIGHT_RULE,
         "trigger_rule": _ALWAYS,
         "map_index_template": "{{ task.title }}",
-        "retry_policy": StepRetryPolicy(),
-        **TASK_RETRIES,
     }
     on_device = {**step, "pool": lane.pool, "pool_slots": lane.pool_slots}
     # Edits stream tensor by tensor on the CPU.

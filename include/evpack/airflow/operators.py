@@ -15,7 +15,15 @@ from airflow.providers.standard.operators.branch import BaseBranchOperator
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from evpack.airflow.endings import BlockedTask, StepFailed, check_lane, check_tries, end_task, nothing_to_do
+from evpack.airflow.endings import (
+    BlockedTask,
+    StepFailed,
+    check_lane,
+    check_tries,
+    end_task,
+    failed,
+    nothing_to_do,
+)
 from evpack.airflow.occupancy import occupy, planned_by
 from evpack.errors import BadInput, EvpackError
 from evpack.home import Home
@@ -43,6 +51,7 @@ class PlanOperator(BaseBranchOperator):
         from evpack.airflow.items import used_lanes
         from evpack.steps.plan import open_campaign, place_and_mode
 
+        check_tries(context, None, self.task_id)
         home, params = Home.locate(), dict(context["params"])
         default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
@@ -60,7 +69,7 @@ class PlanOperator(BaseBranchOperator):
             )
             occupy(context, run, planned=again or not planned)
         except EvpackError as error:
-            raise StepFailed(error.diagnostics()) from None
+            raise failed(error) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
         context["ti"].xcom_push(key=MODE_KEY, value=mode)
         lanes = used_lanes(plan)
@@ -162,11 +171,12 @@ class CampaignStepOperator(BaseOperator):
         from evpack.steps.runner import run_step
 
         run = run_dir_of(context)
+        check_tries(context, run, self.task_id)
         _skip_without_cells(context)
         try:
             code = run_step(run.root, self.task_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         except EvpackError as error:
-            raise StepFailed(error.diagnostics()) from None
+            raise failed(error) from None
         end_task(code, self.task_id, run)
 
 
@@ -205,7 +215,7 @@ def run_dir_of(context: Context) -> RunDir:
     try:
         occupy(context, run)
     except EvpackError as error:
-        raise StepFailed(error.diagnostics()) from None
+        raise failed(error) from None
     return run
 
 
