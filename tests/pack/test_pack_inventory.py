@@ -100,6 +100,12 @@ def test_limits_on_count_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     monkeypatch.setattr(inventory, "MAX_FILES", 1)
     assert any("limit of 1 files" in problem for problem in inventory.load(root).problems)
+    monkeypatch.undo()
+    monkeypatch.setattr(inventory, "MAX_ENTRIES", 10)
+    for number in range(40):
+        (root / "many" / str(number)).mkdir(parents=True)
+    found = inventory.load(root)
+    assert not found.complete and len(found.problems) == 1 and "limit of 10" in found.problems[0]
 
 
 def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path) -> None:

@@ -303,3 +303,13 @@ def test_a_baseline_that_was_scored_again_is_the_same_baseline(
     built = build(campaign.run, key=signing_key, html=False)
     result = verify_pack(built.path, Trust(frozenset({str(built.fingerprint)})), Demands(strict=True))
     assert result.exit_code == code, result.to_json()
+
+
+def test_a_flood_of_names_is_one_finding(good_pack: BuiltPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "pack"
+    shutil.copytree(good_pack.path, root)
+    for number in range(50):
+        (root / "a" / str(number)).mkdir(parents=True)
+    monkeypatch.setattr(inventory, "MAX_ENTRIES", 40)
+    result = verify_pack(root, Trust(frozenset({str(good_pack.fingerprint)})), Demands(strict=True))
+    assert (result.exit_code, len(result.findings)) == (6, 1)

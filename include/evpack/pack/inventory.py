@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ from evpack.pack import layout
 
 MAX_FILES = 100_000
 """Most files in a pack; 64 models with 20 scenarios and all runs come to about 25,000."""
+MAX_ENTRIES = 2 * MAX_FILES
+"""Most names in a pack, of files and directories together, whatever they are."""
 MAX_FILE_BYTES = 64 << 20
 """Largest file in a pack; the largest real one (a plan of 64 models) is below 8 MB."""
 MAX_PACK_BYTES = 1 << 30
@@ -77,6 +80,14 @@ class Inventory:
     problems: list[str] = field(default_factory=list)
     total: int = 0
     """Bytes of all files."""
+    entries: int = 0
+    """Names met so far."""
+    complete: bool = True
+    """False when a limit of the whole pack stopped the reading; the last problem says which."""
+
+
+class _TooMuch(Exception):
+    """A limit of the whole pack is passed: looking further is not worth it."""
 
 
 class _Refused(Exception):
@@ -90,7 +101,11 @@ def load(root: Path) -> Inventory:
     canonical and names that collide without case are problems; each is named, none is followed or opened.
     """
     found = Inventory(Files(root))
-    _directory(root, "", 0, found)
+    try:
+        _directory(root, "", 0, found)
+    except _TooMuch as error:
+        found.problems.append(str(error))
+        found.complete = False
     for name in layout.collisions(found.files):
         found.problems.append(f"{name!r}: several names differ only in case")
     return found
@@ -99,10 +114,13 @@ def load(root: Path) -> Inventory:
 def _directory(path: Path, prefix: str, depth: int, found: Inventory) -> None:
     try:
         with os.scandir(path) as entries:
-            children = sorted(entries, key=lambda entry: entry.name)
+            children = sorted(islice(entries, MAX_ENTRIES + 1 - found.entries), key=lambda entry: entry.name)
     except OSError as error:
         found.problems.append(f"{prefix or '.'!r}: directory cannot be read ({error.strerror})")
         return
+    found.entries += len(children)
+    if found.entries > MAX_ENTRIES:
+        raise _TooMuch(f"{prefix or '.'!r}: beyond the limit of {MAX_ENTRIES} files and directories")
     if not children:
         found.problems.append(f"{prefix or '.'!r}: empty directory")
     for entry in children:
@@ -115,8 +133,7 @@ def _directory(path: Path, prefix: str, depth: int, found: Inventory) -> None:
             else:
                 _directory(path / entry.name, name + "/", depth + 1, found)
         elif len(found.files) >= MAX_FILES or found.total > MAX_PACK_BYTES:
-            found.problems.append(f"{name!r}: beyond the limit of {MAX_FILES} files or {MAX_PACK_BYTES} bytes")
-            return
+            raise _TooMuch(f"{name!r}: beyond the limit of {MAX_FILES} files or {MAX_PACK_BYTES} bytes")
         else:
             _file(path / entry.name, name, found)
 

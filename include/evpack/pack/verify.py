@@ -189,13 +189,13 @@ def verify_pack(
             if not _is(Path.is_dir, pack)
             else f"{plain(pack)} has no {' and no '.join(missing)}"
         )
-        findings = (Finding(VerifyExit.MISSING, what),)
-        return Verification(label, demands.strict, VerifyExit.MISSING, findings, (), "unsigned", None, None, None, 0)
+        return _refused(label, demands, VerifyExit.MISSING, what)
     if (size := _size(pack / layout.MANIFEST)) > manifest.MAX_MANIFEST_BYTES:  # not worth reading the rest
         what = f"{layout.MANIFEST} has {size} bytes, more than the limit of {manifest.MAX_MANIFEST_BYTES}"
-        findings = (Finding(VerifyExit.FORMAT, what),)
-        return Verification(label, demands.strict, VerifyExit.FORMAT, findings, (), "unsigned", None, None, None, 0)
+        return _refused(label, demands, VerifyExit.FORMAT, what)
     found = inventory.load(pack)
+    if not found.complete:
+        return _refused(label, demands, VerifyExit.INTEGRITY, found.problems[-1])
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     return verify_files(label, found.files, found.problems, trust or Trust(), demands, jobs=jobs)
 
@@ -246,6 +246,11 @@ def verify_files(
         files=files,
         signature_holds=signature_holds,
     )
+
+
+def _refused(label: str, demands: Demands, code: VerifyExit, what: str) -> Verification:
+    """A pack that is not worth reading to its end."""
+    return Verification(label, demands.strict, code, (Finding(code, what),), (), "unsigned", None, None, None, 0)
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
