@@ -17,7 +17,7 @@ from evpack.data.windows import WindowDemand, WindowSet, make_windows, window_di
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.records import ARMS, Compute, WindowLoss, WindowRecords
-from evpack.evaluation.report import RecordFile, ReportMeta, build_report
+from evpack.evaluation.report import RecordFile, ReportMeta, build_report, provider_digest
 from evpack.files import pretty_json, sha256_bytes, sha256_file, write_json
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, ModelSource, StepPlan, StepType, step_id
@@ -155,6 +155,7 @@ class Campaign:
                 "tokenizer_sha256": TOKENIZER,
                 "code": {"commit": SOURCE["commit"], "dirty": SOURCE["dirty"]},
                 "determinism": self.settings.determinism,
+                "provider_digest": provider_digest(losses.windows_digest, TOKENIZER),
             },
             edit={"name": scenario.id, **self.paper.variant(scenario)["metadata"]},
             generated_at=NOW,

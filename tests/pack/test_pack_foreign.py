@@ -123,6 +123,8 @@ def test_reports_meet_the_contract_of_the_reference(pack: Path) -> None:
             assert stats["coverage"][arm]["used"] == windows[arm]
         assert stats["paired_windows"] == windows["preview"]
         assert all(isinstance(flag, bool) for flag in report["validation"].values())
+        provider = report["provenance"]["provider_digest"]
+        assert all(re.fullmatch("[0-9a-z]{64}", provider[name]) for name in ("ids_sha256", "tokenizer_sha256"))
 
 
 def test_a_runtime_manifest_stands_beside_every_report(pack: Path) -> None:

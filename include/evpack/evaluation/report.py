@@ -125,6 +125,16 @@ def build_report(
     return report | blocks
 
 
+def provider_digest(windows: str, tokenizer: str | None) -> dict[str, str | None]:
+    """`provenance.provider_digest`: what text was scored. Its ids are token ids; positions would prove nothing.
+
+    Args:
+        windows: digest of the run's windows.
+        tokenizer: digest of the tokenizer that made them.
+    """
+    return {"ids_sha256": windows, "tokenizer_sha256": tokenizer, "masking_sha256": None}
+
+
 def check_report(data: bytes, name: str = REPORT_NAME) -> dict[str, Any]:
     """Parse a report and hold it against the shipped schema.
 

@@ -12,7 +12,7 @@ from evpack.errors import EvidenceError
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
-from evpack.evaluation.report import recompute
+from evpack.evaluation.report import provider_digest, recompute
 from evpack.files import canonical_json, pretty_json, sha256_bytes
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
@@ -201,6 +201,9 @@ def _repeated(campaign: Campaign, facts: ModelFacts, key: ReportKey, report: Map
         ("edit",): {**metadata, "name": key.scenario},
         ("provenance", "code"): {name: entry(source, name) for name in ("commit", "dirty")},
         ("provenance", "determinism"): campaign.settings.determinism,
+        ("provenance", "provider_digest"): provider_digest(
+            str(entry(report, "dataset", "windows", "digest")), facts.tokenizer
+        ),
     }
     for place, value in expected.items():
         if canonical_json(given := entry(report, *place)) != canonical_json(value):

@@ -9,7 +9,7 @@ from evpack.errors import EvaluationError
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.records import WindowRecords
-from evpack.evaluation.report import REPORT_NAME, RecordFile, ReportMeta, build_report
+from evpack.evaluation.report import REPORT_NAME, RecordFile, ReportMeta, build_report, provider_digest
 from evpack.files import pretty_json, utc_now
 from evpack.steps.base import StepContext, log
 from evpack.steps.pairing import RECORDS_FILE, BaselineSide
@@ -61,7 +61,11 @@ def report_files(
             "stride": bench.windows.seq_len,
             "tokens_available": bench.windows.tokens.size,
         },
-        provenance={**facts, "tokenizer_sha256": bench.windows.tokenizer_digest},
+        provenance={
+            **facts,
+            "tokenizer_sha256": bench.windows.tokenizer_digest,
+            "provider_digest": provider_digest(records.windows_digest, bench.windows.tokenizer_digest),
+        },
         edit={"name": case.scenario.id, **subject.checkpoint.variant.metadata},
         generated_at=now,
         bca=_bca(case, records, baseline),
