@@ -9,10 +9,23 @@ from typing import Any
 import pytest
 
 from evpack.catalog.edit_spec import EDIT_TYPES, parse_edit_spec, resolve_edit
-from evpack.catalog.suites import suites
+from evpack.catalog.suites import chosen_models, settings_for, suites
 from evpack.catalog.supported import SUPPORTED_EDITS, SUPPORTED_FAULTS
 from evpack.catalog.tuned import TunedParams, load_tuned
 from evpack.errors import BadInput
+from evpack.home import Home
+
+
+@pytest.mark.parametrize("name", ["demo", "fixture"])
+def test_shipped_figures_are_of_the_campaign_that_the_suite_runs(name: str, tmp_path: Path) -> None:
+    """Who changes a suite's windows or runs has to tune its model anew."""
+    settings = settings_for({"suite": name, "text_path": str(tmp_path)}, {}, {}, Home(tmp_path))
+    (model,) = chosen_models(settings)
+    for edit_type in EDIT_TYPES:
+        measured = (load_tuned(None).entry(edit_type, model.id) or {})["measured"]
+        for key in ("tier", "profile", "seq_len", "preview_windows", "final_windows"):
+            assert measured[key] == getattr(settings, key), (edit_type, key)
+        assert measured["runs"] == settings.clean_edit_runs
 
 
 def test_shipped_entries_resolve_for_every_model_of_a_suite() -> None:
