@@ -6,6 +6,8 @@ sees; a traceback is shown only for a `Bug` (anything that is not an `EvpackErro
 
 from __future__ import annotations
 
+import errno
+import re
 from enum import IntEnum
 
 
@@ -160,6 +162,21 @@ def is_machine_fault(error: BaseException) -> bool:
 
     After such an error the process computes nothing any more: it must reach whoever leased the devices.
     """
-    if isinstance(error, MemoryError | DeviceFault) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+    if isinstance(error, DeviceFault) or is_out_of_memory(error) or type(error).__name__ == "AcceleratorError":
         return True
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+
+
+_NO_MEMORY = re.compile(
+    r"CUDA (error: )?out of memory|(can't|cannot|unable to) allocate memory|not enough memory: you tried", re.IGNORECASE
+)
+"""Words of torch, which has no exception of its own for the host's memory, and of what loads models with it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host's or an accelerator's memory was too small."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | ValueError) and _NO_MEMORY.search(str(error)) is not None

@@ -14,7 +14,7 @@ from textwrap import indent
 import pytest
 
 from evpack import errors
-from evpack.errors import BadInput, StepExit
+from evpack.errors import BadInput, StepExit, is_machine_fault
 from evpack.files import publishing, read_json, write_json
 from evpack.plan.model import StepPlan, StepType
 from evpack.processes import start_of
@@ -161,6 +161,30 @@ def test_failures_are_classified_by_type(
     assert record["peak_rss_bytes"] > 1_000_000
     assert not run.marker(SETUP).exists()
     assert [entry["task_id"] for entry in state.errors(run, runner.load_plan(run))] == [SETUP]
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 11),
+        (RuntimeError("CUDA error: out of memory"), 11),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 11),
+        (OSError(errno.ENOSPC, "No space left"), 13),
+        (RuntimeError("device-side assert triggered"), 12),
+        (ValueError("out of memory"), 12),
+    ],
+)
+def test_what_lacks_memory_is_told_by_type_and_words(error: Exception, exit_: int) -> None:
+    assert runner.classify(error) == exit_
+    assert is_machine_fault(error) == (exit_ == StepExit.OUT_OF_MEMORY)
+
+
+def test_torch_says_that_the_host_has_no_memory() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**50)
+    assert runner.classify(refused.value) is StepExit.OUT_OF_MEMORY
 
 
 def test_out_of_memory_halves_the_batch_twice_at_most(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evpack.checkpoint.reader import CheckpointLike
 from evpack.checkpoint.spread import device_map
-from evpack.errors import CheckpointError
+from evpack.errors import CheckpointError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def load_model(
                 **options,
             )
         except (RuntimeError, ValueError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise CheckpointError(f"transformers cannot load this {config.model_type} checkpoint: {error}") from error
     report = _report(checkpoint, info)
@@ -160,12 +160,6 @@ def _strays_of_baseline(checkpoint: CheckpointLike, unexpected: Collection[str])
     places = set(_on_paper(model_class, config).state_dict())
     prefix = model_class.base_model_prefix
     return {name for name in stored if name not in places and f"{prefix}.{name}" not in places}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager

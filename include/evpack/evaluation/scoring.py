@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evpack.errors import DeviceFault, OutOfMemory
+from evpack.errors import DeviceFault, OutOfMemory, is_out_of_memory
 from evpack.evaluation.records import Arm, Compute, WindowLoss
 
 if TYPE_CHECKING:
@@ -212,18 +212,12 @@ def window_losses(
 @contextmanager
 def memory_errors(batch: int) -> Iterator[None]:
     """Turn torch's and Python's out-of-memory errors into `OutOfMemory`."""
-    import torch
-
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _no_memory(batch, error) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
-        raise _no_memory(batch, error) from error
-
-
-def _no_memory(batch: int, error: BaseException) -> OutOfMemory:
-    first = (str(error) or "no memory left").splitlines()[0]
-    return OutOfMemory(f"out of memory with {batch} windows per forward pass: {first}", "lower eval_batch")
+        first = (str(error) or "no memory left").splitlines()[0]
+        raise OutOfMemory(
+            f"out of memory with {batch} windows per forward pass: {first}", "lower eval_batch"
+        ) from error
