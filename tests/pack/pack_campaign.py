@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pack_guards import ORDER, Model, encoded, guards
+from pack_guards import ORDER, SPEC, Model, encoded, guards
 
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
-from evpack.catalog.scenarios import Category, Manifest, Scenario
+from evpack.catalog.scenarios import Category, EditGeneration, Manifest, Scenario
 from evpack.data.windows import WindowDemand, WindowSet, make_windows, window_digest
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca import bca_interval
@@ -226,7 +226,15 @@ def _manifest() -> Manifest:
     """The shipped scenarios for which there are invented losses, whatever else is shipped."""
     manifest = parse_as(Manifest, shipped("scenarios_core.json"), "scenarios_core.json")
     known = {*SHIFTS, "nan_injection"}
-    return manifest.model_copy(update={"scenarios": tuple(s for s in manifest.scenarios if s.id in known)})
+    return manifest.model_copy(update={"scenarios": tuple(_as_made(s) for s in manifest.scenarios if s.id in known)})
+
+
+def _as_made(scenario: Scenario) -> Scenario:
+    """With the edit that `Model.edit` makes, whatever is shipped."""
+    if isinstance(scenario.generation, EditGeneration):
+        generation = scenario.generation.model_copy(update={"edit_spec": SPEC})
+        return scenario.model_copy(update={"generation": generation})
+    return scenario
 
 
 def runtime_of(report: bytes, preset: Path) -> dict[str, Any]:

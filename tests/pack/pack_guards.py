@@ -28,6 +28,7 @@ BLOCK = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 BLOCK += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
 BROKEN = "model.layers.0.self_attn.q_proj.weight"
 SCALED = "model.layers.0.mlp.down_proj.weight"
+SPEC = "quant_rtn:4:128:ffn"
 MOVES = {"quant_clean": 0.002, "prune_clean": 0.004, "prune_50pct_stress": 0.08, "scale_explosion": math.log(100)}
 """Ln of sigma over the baseline's for every changed matrix."""
 
@@ -69,7 +70,7 @@ class Model:
         """The plan's edit: of all feed-forward matrices."""
         if scenario.category is Category.ERROR_INJECTION:
             return None
-        return ResolvedEdit(spec="quant_rtn:4:128:ffn", edit_type="quant_rtn", scope="ffn", bits=4, group_size=128)
+        return ResolvedEdit(spec=SPEC, edit_type="quant_rtn", scope="ffn", bits=4, group_size=128)
 
     def variant(self, scenario: Scenario) -> dict[str, Any]:
         """variant.json."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pack_campaign import SHIFTS, SOURCE, Campaign
+from pack_guards import Model
 
 from evpack.errors import BadInput, DiskFull, EvidenceError, IntegrityError
 from evpack.files import pretty_json, read_json, sha256_bytes, tree_digests, write_json
@@ -348,3 +349,25 @@ def test_a_damaged_pack_is_an_outcome_of_the_step(campaign: Campaign, signing_ke
 def test_the_manifest_digest_is_the_digest_of_its_bytes(campaign: Campaign, signing_key: Path) -> None:
     built = build(campaign.run, key=signing_key)
     assert built.manifest_digest == "sha256:" + sha256_bytes((built.path / layout.MANIFEST).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bits": 8}, "other parameters than scenario and state/tuned_edit_params.json give: bits"),
+        ({"scope": "all"}, "scope"),
+        ({"spec": "quant_rtn:8:128:ffn"}, "spec"),
+    ],
+)
+def test_a_plan_whose_edit_is_not_its_scenarios_is_not_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    honest = Model.edit
+    changed = {"prune_clean": change}
+    monkeypatch.setattr(
+        Model, "edit", lambda self, s: (e := honest(self, s)) and e.model_copy(update=changed.get(s.id, {}))
+    )
+    campaign = Campaign(tmp_path / "run").write().finish()
+    with pytest.raises(EvidenceError, match="the edit of prune_clean on example__tiny") as raised:
+        build(campaign.run, key=None)
+    assert said in raised.value.what

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from evpack.catalog.edit_spec import EditParameters, parse_edit_spec, resolve_edit
 from evpack.catalog.loader import parse_as, shipped
 from evpack.catalog.policy import Policy, resolve_policy
-from evpack.catalog.scenarios import Manifest
+from evpack.catalog.scenarios import EditGeneration, Manifest
 from evpack.catalog.suites import suite
+from evpack.catalog.tuned import TunedParams
 from evpack.errors import BadInput, EvidenceError
 from evpack.evaluation.report import GUARD_FLAGS
 from evpack.files import Json, digest_json, parse_json, portable
@@ -24,6 +26,8 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 """What code raises on values that a schema let through; in a verifier that is the pack's fault, not a crash."""
 
 
+_EDIT = ("edit_type", "spec", "scope", "status", *EditParameters.model_fields)
+"""What of an edit decides how a variant is made."""
 _KEPT = 24
 """Parsed files and the like kept at a time: what the reports of one scenario have in common."""
 T = TypeVar("T")
@@ -129,7 +133,7 @@ def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[C
             f"{at(layout.POLICY)}: tier {policy.tier}, profile {policy.profile}, but the campaign was set to "
             f"tier {settings.tier}, profile {settings.profile}"
         )
-    return campaign, [*errors, *_pins(campaign), *_provenance(campaign)]
+    return campaign, [*errors, *_edits(campaign), *_pins(campaign), *_provenance(campaign)]
 
 
 def unusual(campaign: Campaign) -> Iterator[str]:
@@ -163,6 +167,27 @@ def _raised(policy: Policy, expected: Policy) -> Iterator[str]:
         ours, theirs = (p.thresholds[key].value if key in p.thresholds else None for p in (expected, policy))
         if ours != theirs:
             yield f"{key} is {theirs!r}, to be judged by is {ours!r}"
+
+
+def _edits(campaign: Campaign) -> Iterator[str]:
+    """The plan's edits are those that scenarios and tuned parameters ask for."""
+    name = layout.TUNED
+    tuned = TunedParams(campaign.document(name) if campaign.has(name) else {})
+    for model in campaign.plan.models:
+        for scenario, planned in campaign.plan.edits(model.name).items():
+            generation = campaign.plan.scenario(scenario).generation
+            where = f"{campaign.at(layout.PLAN)}: the edit of {scenario} on {model.name}"
+            if not isinstance(generation, EditGeneration):
+                yield f"{where} is of a scenario that has none"
+                continue
+            try:
+                spec = parse_edit_spec(generation.edit_spec)
+                meant = resolve_edit(spec, tuned.entry(spec.edit_type, model.id, model.name) if spec.clean else None)
+            except (BadInput, *MALFORMED) as error:
+                yield f"{where} cannot be resolved again: {error}"
+                continue
+            if wrong := [key for key in _EDIT if getattr(planned, key) != getattr(meant, key)]:
+                yield f"{where} has other parameters than scenario and {campaign.at(name)} give: {', '.join(wrong)}"
 
 
 def _pins(campaign: Campaign) -> Iterator[str]:
