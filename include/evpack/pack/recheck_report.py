@@ -222,10 +222,13 @@ def _runtime(campaign: Campaign, place: str, report: Mapping[str, Any]) -> Itera
     preset = campaign.at(f"state/{config['path']}")
     if config["source"] == "file" and campaign.files.digests.get(preset) != config["sha256"]:
         yield f"{layout.RUNTIME} beside it names a preset {config['path']!r} that is not the packed one"
+    contained = value["execution_mode"] == "container"
     expected = {
         "generated_at_utc": (value["generated_at_utc"], entry(report, "artifacts", "generated_at")),
         "allow_network": (value["runtime"]["allow_network"], campaign.settings.net),
-        "container_execution": (value["runtime"]["container_execution"], value["execution_mode"] == "container"),
+        "container_execution": (value["runtime"]["container_execution"], contained),
+        "an image": (value["runtime"]["image_ref"] is not None, contained),
+        "an image digest": (value["runtime"]["image_digest"] is not None, contained),
     }
     for name, (given, ours) in expected.items():
         if given != ours:
