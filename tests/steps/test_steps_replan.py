@@ -167,6 +167,35 @@ def test_what_was_made_on_fewer_devices_is_kept(run: RunDir, home: Home) -> None
     assert attempt(run, SECOND, "second") is StepExit.OK
 
 
+@pytest.mark.parametrize(
+    ("error", "moves"),
+    [
+        ("out of memory with 2 windows per forward pass: CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("CUDA error: out of memory", True),
+        ("1 devices are too few", True),
+        ("out of memory with 2 windows per forward pass: DefaultCPUAllocator: can't allocate memory", False),
+        ("out of memory with 2 windows per forward pass: no memory left", False),
+        ("MemoryError: ", False),
+        ("the container ended: ended by SIGKILL, while the kernel killed for memory", False),
+    ],
+)
+def test_devices_are_no_cure_for_a_lack_of_the_hosts_memory(run: RunDir, home: Home, error: str, moves: bool) -> None:
+    run_out(run)
+    state.Attempt(run, A_CALIBRATE, 3, "first", "gpu1_s").end(StepExit.OUT_OF_MEMORY, error)
+    (shortage,) = shortages(run, load_plan(run), home)
+    assert (shortage.change is not None) == moves
+    if not moves:
+        assert "the host's memory" in shortage.text() and "INVARLOCK_EVAL_BATCH" in shortage.text()
+
+
+def test_a_step_that_devices_may_help_decides(run: RunDir, home: Home) -> None:
+    run_out(run)
+    for _ in range(3):
+        state.Attempt(run, SECOND, 1, "first", "gpu1_s").end(StepExit.OUT_OF_MEMORY, "MemoryError: ")
+    (shortage,) = shortages(run, load_plan(run), home)
+    assert shortage.step == A_CALIBRATE and shortage.change is not None
+
+
 def test_a_finished_step_moves_nothing_whatever_its_attempts(run: RunDir, home: Home) -> None:
     for _ in range(3):
         state.Attempt(run, A_SETUP, 1, "first", "gpu1_s").end(StepExit.OUT_OF_MEMORY, "before it worked")

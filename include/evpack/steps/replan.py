@@ -66,7 +66,8 @@ def shortages(run: RunDir, plan: CampaignPlan, home: Home, dag_run: str | None =
     found = []
     for model in plan.models:
         steps = [step for step in plan.steps if step.model == model.name and state.out_of_memory(run, plan, step)]
-        steps.sort(key=lambda step: step.type not in SCORING)  # those that more devices may help
+        # First those that more devices may help.
+        steps.sort(key=lambda step: (step.type not in SCORING, state.lacked_host_memory(run, step.id)))
         if not steps:
             continue
         try:
@@ -91,6 +92,11 @@ def _next_change(
         mend = f"{_SMALLER}, or resume" if step.type in SCORING else "resume"
         raise BadInput(
             "it computes on the processor, so there are no devices to add", f"{mend} on a host with more memory"
+        )
+    if state.lacked_host_memory(run, step.id):
+        raise BadInput(
+            "it lacked the host's memory, to which devices do not add",
+            f"{_SMALLER}, or resume with more memory (EVPACK_CONTAINER_MEMORY_GB, another host)",
         )
     host = host_devices(_frozen_settings(run)).count
     lane = next_lane(model.lane, host)

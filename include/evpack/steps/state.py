@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import socket
@@ -252,6 +253,21 @@ def out_of_memory(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
         return False
     records = [record for record in read_attempts(run, step.id) if record["class"] not in _WAITING]
     return bool(records) and _memory_failed(records[-1], plan, step) and not memory_try_left(run, plan, step)
+
+
+_HOST_MEMORY = re.compile(
+    r"the kernel killed for memory|(can't|cannot|unable to) allocate memory|not enough memory: you tried"
+    r"|\bMemoryError\b|: no memory left$",
+    re.IGNORECASE,
+)
+"""What an attempt's error says where the host's memory was too small; CUDA names itself when a device's was."""
+
+
+def lacked_host_memory(run: RunDir, step_id: str) -> bool:
+    """Whether the last attempt of a step that ran out of memory lacked the host's, to which devices do not add."""
+    errors = [record["error"] for record in read_attempts(run, step_id) if record["exit"] == StepExit.OUT_OF_MEMORY]
+    text = str(errors[-1] if errors else "")
+    return "CUDA" not in text and _HOST_MEMORY.search(text) is not None
 
 
 def _memory_failures(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int:
