@@ -42,96 +42,96 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command()(verify)
+    app.command()(inspect)
 
-    @app.command()
-    def verify(
-        pack: Pack,
-        strict: Annotated[
-            bool, typer.Option("--strict", help="Require a signature by a trusted key; exit 5 without one.")
-        ] = False,
-        trusted_key: TrustedKey = None,
-        expected_fingerprint: Fingerprint = None,
-        trust_store: Store = None,
-        policy: PolicyFile = None,
-        profile: Annotated[
-            Literal["dev", "ci", "release"],
-            typer.Option(
-                help="ci: metric and drift of must_pass reports pass, must_fail ones do not; release: guards too."
-            ),
-        ] = "dev",
-        max_age: Annotated[
-            str | None, typer.Option(metavar="AGE", help="Oldest evidence to accept, e.g. 30d, 12h, 90m.")
-        ] = None,
-        attestation: Annotated[
-            Path | None, typer.Option(help="DSSE envelope by `evpack attest` that must attest this pack.")
-        ] = None,
-        skip_verify: Annotated[
-            bool, typer.Option("--skip-verify", help="Check signature and integrity only; recompute nothing.")
-        ] = False,
-        as_json: AsJson = False,
-        json_out: Annotated[
-            Path | None, typer.Option(help="Also write the JSON to this file, outside the pack.")
-        ] = None,
-    ) -> None:
-        """Verify a pack: signature, integrity, and that reports and verdict follow from the records.
 
-        Exit 0 all holds and the signer is trusted; 2 wrong usage; 3 missing; 4 format; 5 signature or signer;
-        6 integrity; 7 reports or verdict do not follow, or are too old; 8 all holds, but no trusted key was given.
-        A pack whose true verdict is FAIL verifies.
-        """
-        from evpack.errors import BadInput
-        from evpack.files import pretty_json, write_atomic
-        from evpack.pack import attest
-        from evpack.pack.verify import Demands, verify_pack
-        from evpack.plan.disk import check_file
+def verify(
+    pack: Pack,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Require a signature by a trusted key; exit 5 without one.")
+    ] = False,
+    trusted_key: TrustedKey = None,
+    expected_fingerprint: Fingerprint = None,
+    trust_store: Store = None,
+    policy: PolicyFile = None,
+    profile: Annotated[
+        Literal["dev", "ci", "release"],
+        typer.Option(
+            help="ci: metric and drift of must_pass reports pass, must_fail ones do not; release: guards too."
+        ),
+    ] = "dev",
+    max_age: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Oldest evidence to accept, e.g. 30d, 12h, 90m.")
+    ] = None,
+    attestation: Annotated[
+        Path | None, typer.Option(help="DSSE envelope by `evpack attest` that must attest this pack.")
+    ] = None,
+    skip_verify: Annotated[
+        bool, typer.Option("--skip-verify", help="Check signature and integrity only; recompute nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    json_out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file, outside the pack.")] = None,
+) -> None:
+    """Verify a pack: signature, integrity, and that reports and verdict follow from the records.
 
-        if json_out is not None and json_out.resolve().is_relative_to(pack.resolve()):
-            raise BadInput(f"--json-out {json_out} lies inside the pack, which must not change", "write it elsewhere")
-        if json_out is not None:
-            check_file(json_out, "--json-out")
-        needs_evidence = {
-            "--profile": None if profile == "dev" else profile,
-            "--policy": policy,
-            "--max-age": max_age,
-            "--attestation": attestation,
-        }
-        if skip_verify and (asked := [option for option, value in needs_evidence.items() if value is not None]):
-            raise BadInput(f"--skip-verify leaves out what {asked[0]} asks for", "give one of the two")
-        demands = Demands(
-            strict=strict,
-            policy=read_policy(policy) if policy else None,
-            profile=profile,
-            max_age=_age(max_age) if max_age else None,
-            skip_evidence=skip_verify,
-            attestation=attest.read(attestation) if attestation else None,
-        )
-        result = verify_pack(pack, trust_of(trusted_key, expected_fingerprint, trust_store), demands)
-        document = pretty_json(result.to_json())
-        if json_out is not None:
-            write_atomic(json_out, document)
-        typer.echo(document.decode("utf-8"), nl=False) if as_json else _print(result)
-        raise typer.Exit(int(result.exit_code))
+    Exit 0 all holds and the signer is trusted; 2 wrong usage; 3 missing; 4 format; 5 signature or signer;
+    6 integrity; 7 reports or verdict do not follow, or are too old; 8 all holds, but no trusted key was given.
+    A pack whose true verdict is FAIL verifies.
+    """
+    from evpack.errors import BadInput
+    from evpack.files import pretty_json, write_atomic
+    from evpack.pack import attest
+    from evpack.pack.verify import Demands, verify_pack
+    from evpack.plan.disk import check_file
 
-    @app.command()
-    def inspect(
-        pack: Pack,
-        trusted_key: TrustedKey = None,
-        expected_fingerprint: Fingerprint = None,
-        trust_store: Store = None,
-        as_json: AsJson = False,
-    ) -> None:
-        """Show what a pack says about itself, after checking its form and integrity; recompute nothing.
+    if json_out is not None and json_out.resolve().is_relative_to(pack.resolve()):
+        raise BadInput(f"--json-out {json_out} lies inside the pack, which must not change", "write it elsewhere")
+    if json_out is not None:
+        check_file(json_out, "--json-out")
+    needs_evidence = {
+        "--profile": None if profile == "dev" else profile,
+        "--policy": policy,
+        "--max-age": max_age,
+        "--attestation": attestation,
+    }
+    if skip_verify and (asked := [option for option, value in needs_evidence.items() if value is not None]):
+        raise BadInput(f"--skip-verify leaves out what {asked[0]} asks for", "give one of the two")
+    demands = Demands(
+        strict=strict,
+        policy=read_policy(policy) if policy else None,
+        profile=profile,
+        max_age=None if max_age is None else _age(max_age),
+        skip_evidence=skip_verify,
+        attestation=attest.read(attestation) if attestation else None,
+    )
+    result = verify_pack(pack, trust_of(trusted_key, expected_fingerprint, trust_store), demands)
+    document = pretty_json(result.to_json())
+    if json_out is not None:
+        write_atomic(json_out, document)
+    typer.echo(document.decode("utf-8"), nl=False) if as_json else _print(result)
+    raise typer.Exit(int(result.exit_code))
 
-        Exit 0; 3 missing; 4 format; 6 integrity. A signature that does not hold is told, not an error here.
-        """
-        from evpack.files import pretty_json
-        from evpack.pack.verify import Demands, verify_pack
 
-        trust = trust_of(trusted_key, expected_fingerprint, trust_store)
-        result = verify_pack(pack, trust, Demands(skip_evidence=True))
-        facts = _inspected(result)
-        typer.echo(pretty_json(facts).decode("utf-8"), nl=False) if as_json else _print_facts(facts)
-        raise typer.Exit(facts["exit"])
+def inspect(
+    pack: Pack,
+    trusted_key: TrustedKey = None,
+    expected_fingerprint: Fingerprint = None,
+    trust_store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a pack says about itself, after checking its form and integrity; recompute nothing.
+
+    Exit 0; 3 missing; 4 format; 6 integrity. A signature that does not hold is told, not an error here.
+    """
+    from evpack.files import pretty_json
+    from evpack.pack.verify import Demands, verify_pack
+
+    trust = trust_of(trusted_key, expected_fingerprint, trust_store)
+    result = verify_pack(pack, trust, Demands(skip_evidence=True))
+    facts = _inspected(result)
+    typer.echo(pretty_json(facts).decode("utf-8"), nl=False) if as_json else _print_facts(facts)
+    raise typer.Exit(facts["exit"])
 
 
 def trust_of(keys: list[Path] | None, fingerprints: list[str] | None, store: Path | None) -> Trust:
