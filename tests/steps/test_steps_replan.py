@@ -174,7 +174,7 @@ def test_what_was_made_on_fewer_devices_is_kept(run: RunDir, home: Home) -> None
         ("CUDA error: out of memory", True),
         ("1 devices are too few", True),
         ("out of memory with 2 windows per forward pass: DefaultCPUAllocator: can't allocate memory", False),
-        ("out of memory with 2 windows per forward pass: no memory left", False),
+        ("out of memory with 2 windows per forward pass: no memory left (lower eval_batch)", False),
         ("MemoryError: ", False),
         ("the container ended: ended by SIGKILL, while the kernel killed for memory", False),
     ],

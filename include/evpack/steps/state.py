@@ -257,7 +257,7 @@ def out_of_memory(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
 
 _HOST_MEMORY = re.compile(
     r"the kernel killed for memory|(can't|cannot|unable to) allocate memory|not enough memory: you tried"
-    r"|\bMemoryError\b|: no memory left$",
+    r"|\bMemoryError\b|: no memory left( \(lower|$)",
     re.IGNORECASE,
 )
 """What an attempt's error says where the host's memory was too small; CUDA names itself when a device's was."""
