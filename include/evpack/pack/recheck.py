@@ -17,12 +17,13 @@ from evpack.catalog.policy import EvidenceLevel, Policy
 from evpack.catalog.scenarios import Category
 from evpack.files import Json, canonical_json, pretty_json
 from evpack.pack import layout
-from evpack.pack.evidence import Campaign, entry, open_campaign, unusual
+from evpack.pack.evidence import MALFORMED, Campaign, entry, open_campaign, unusual
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 from evpack.pack.manifest import evidence_level
 from evpack.pack.profiles import Profile, strictest
 from evpack.pack.recheck_model import ModelFacts, check_model
+from evpack.pack.recheck_repeats import repeats_problems
 from evpack.pack.recheck_report import Judged, iso_time, judge_report, pack_name
 from evpack.verdict.evidence import ReportKey, expected_reports
 from evpack.verdict.rules import Verdict, compile_outcomes
@@ -112,6 +113,10 @@ def recheck(
     judged = _judge_all(_Work(campaign, facts, asked), reports, jobs if len(there) >= _PARALLEL_FROM else 1)
     errors += [text for one in judged for text in one.errors]
     errors += [f"{name}: a report that the plan does not ask for" for name in _strangers(files, reports)]
+    try:
+        errors += repeats_problems(campaign)
+    except MALFORMED as error:
+        errors.append(f"{campaign.at(layout.REPEATS)}: content of an unexpected form ({type(error).__name__}: {error})")
     verdict, stated_at = _compile(campaign, judged)
     errors += _verdict_files(campaign, verdict)
     usable = [one for one in judged if one.usable]
