@@ -265,6 +265,9 @@ class Settings(BaseModel):
             TEXT, "INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE", "Let `!include` leave the configuration's directory.", PLAN
         ),
     ] = False
+    accuracy: Annotated[
+        bool, Var(TEXT, "PACK_ACCURACY", "Gate on next-token accuracy beside perplexity.", "calibrate, evaluate")
+    ] = False
     guards_order: Annotated[
         Items, Var(TEXT, "PACK_GUARDS_ORDER", "Guards in the order they run.", "plan, evaluate, verdict")
     ] = ("invariants", "spectral", "rmt", "variance", "invariants")

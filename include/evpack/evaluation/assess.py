@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evpack.catalog.policy import Policy
+from evpack.evaluation.accuracy import assess_accuracy
 from evpack.evaluation.interval import Interval, paired_t_interval
 from evpack.evaluation.pairing import match_fraction, overlap_fraction, pairing_reason
 from evpack.evaluation.records import ARMS, Arm, WindowRecords
@@ -32,6 +33,8 @@ class Assessment:
     validation: dict[str, bool]
     tail: dict[str, Any]
     confidence: dict[str, Any]
+    accuracy: dict[str, Any] | None = None
+    """Of campaigns that ask for it."""
 
     @property
     def outcome(self) -> Outcome:
@@ -83,10 +86,12 @@ def assess(
     enough = stats["tokens"]["ok"] and (stats["coverage"]["ok"] or not policy.flag("metrics.coverage.enforced"))
     stats["paired_delta_summary"] = metric.delta_summary()
     tail = assess_tail(subject, baseline, policy, sound=reason is None)
+    accuracy = assess_accuracy(subject, baseline, policy, sound=reason is None, tokens_available=tokens_available)
+    accurate = accuracy is None or accuracy["acceptable"]
     low, high = policy.drift_band
     drift = metric.relative_drift
     validation = {
-        "primary_metric_acceptable": metric.outcome == "accept" and enough,
+        "primary_metric_acceptable": metric.outcome == "accept" and enough and accurate,
         "preview_final_drift_acceptable": drift is not None and not metric.degraded and low <= drift <= high,
         "hysteresis_applied": metric.hysteresis_applied,
     }
@@ -95,7 +100,7 @@ def assess(
     unstable = policy.flag("metrics.unstable") or not stats["tokens"]["ok"]
     block = metric.to_json() | {"unstable": unstable}
     confidence = _confidence(block, validation["primary_metric_acceptable"], policy)
-    return Assessment(block, stats, validation, tail, confidence)
+    return Assessment(block, stats, validation, tail, confidence, accuracy)
 
 
 class _Metric:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from evpack.errors import EvidenceError
 from evpack.files import first_fault, parse_json
@@ -37,12 +45,23 @@ class WindowLoss(_Strict):
     """Sum of negative log-likelihoods in nats; null when it is not finite."""
     reason: str | None
     """Why `nll_sum` is null."""
+    correct: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    """Tokens of which the most likely prediction was right; where none were counted the key is not there."""
 
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> WindowLoss:
         if (self.nll_sum is None) != bool(self.reason):
             raise ValueError("nll_sum is null exactly when a reason is given")
+        if self.correct is not None and (self.nll_sum is None or self.correct > self.predicted_tokens):
+            raise ValueError("correct counts some of the predicted tokens, where the loss is finite")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_counted(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        if self.correct is None:
+            del value["correct"]
+        return value
 
 
 class Compute(_Strict):

@@ -112,6 +112,7 @@ def build_report(
         "primary_metric": derived["primary_metric"] | {"bca": dict(bca) if bca else None},
         "primary_metric_tail": derived["primary_metric_tail"],
         "confidence": derived["confidence"],
+        **_part(derived, {"secondary_metrics": None}),
         "validation": derived["validation"] | flags,
         "baseline_ref": derived["baseline_ref"] | {"model_id": meta.model_id},
         "subject_ref": derived["subject_ref"],
@@ -176,7 +177,7 @@ def recompute(
         return [error.what]
     except (KeyError, AttributeError, TypeError) as error:
         return [f"the report lacks a block or holds one of the wrong kind: {error}"]
-    found: list[str] = []
+    found = ["secondary_metrics: the records give none"] if "secondary_metrics" in report.keys() - derived else []
     for block, expected in derived.items():
         given = report.get(block)
         if block in ("dataset", "meta", "baseline_ref"):  # partly attested: only what is derived is compared
@@ -201,7 +202,8 @@ def _derived(
     baseline = WindowRecords.parse(baseline_data, "baseline records")
     result = assess(subject, baseline, policy, tokens_available=available, noop_shift=noop_shift)
     metric = result.primary_metric
-    return {
+    secondary = {} if result.accuracy is None else {"secondary_metrics": [result.accuracy]}
+    return secondary | {
         "plugins": {},
         "auto": {"tier": policy.tier, "probes_used": 0, "target_pm_ratio": None},
         "guard_overhead": {"evaluated": False, "reason": "not measured"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def score_windows(model: Any, tokens: npt.NDArray[np.int32], batch: int) -> list[float]:
+def score_windows(
+    model: Any, tokens: npt.NDArray[np.int32], batch: int, correct: list[int] | None = None
+) -> list[float]:
     """Sum of negative log-likelihoods of each window, nats; NaN or infinite where the model's output is.
 
     Every window is full, so there is no padding and each predicts seq_len - 1 tokens. Token losses are fp32
@@ -157,6 +159,7 @@ def score_windows(model: Any, tokens: npt.NDArray[np.int32], batch: int) -> list
         model: a causal language model of transformers, on its device.
         tokens: int32 [n, seq_len]; the order decides what shares a batch.
         batch: windows per forward pass.
+        correct: takes for each window how many of its tokens the model holds most likely.
 
     Raises:
         OutOfMemory: when the device or the host has no room for a batch.
@@ -172,6 +175,8 @@ def score_windows(model: Any, tokens: npt.NDArray[np.int32], batch: int) -> list
             logits = model(input_ids=ids, use_cache=False).logits
             ids = ids.to(logits.device)  # of a model on several devices the head is on another than the embedding
             sums += [_nll_sum(logit, row) for logit, row in zip(logits, ids, strict=True)]
+            if correct is not None:
+                correct += (logits[:, :-1].argmax(-1) == ids[:, 1:]).sum(-1).tolist()
             del logits  # before the next batch makes its own
     return sums
 
@@ -185,15 +190,22 @@ def _nll_sum(logits: torch.Tensor, ids: torch.Tensor) -> float:
 
 
 def window_losses(
-    windows: Iterable[tuple[int, Arm, str]], sums: Iterable[float], seq_len: int, *, failure: str | None = None
+    windows: Sequence[tuple[int, Arm, str]],
+    sums: Sequence[float],
+    seq_len: int,
+    *,
+    correct: Sequence[int] = (),
+    failure: str | None = None,
 ) -> tuple[WindowLoss, ...]:
     """Losses as records carry them: null and a reason where a sum is not finite.
 
     Args:
         windows: (id, arm, digest of the token ids) in scoring order.
         sums: one per window, from `score_windows`.
+        correct: the same of right predictions; empty where none were counted.
         failure: why there are no finite sums at all, when that is known better than from their values.
     """
+    counts: Sequence[int | None] = correct or [None] * len(windows)
     return tuple(
         WindowLoss(
             id=id_,
@@ -204,8 +216,9 @@ def window_losses(
             reason=None
             if math.isfinite(total)
             else failure or f"non_finite_loss:{'nan' if math.isnan(total) else 'inf'}",
+            correct=count if math.isfinite(total) else None,
         )
-        for (id_, arm, digest), total in zip(windows, sums, strict=True)
+        for (id_, arm, digest), total, count in zip(windows, sums, counts, strict=True)
     )
 
 

@@ -135,6 +135,8 @@ def _errors(
     yield from differences
     if differences:
         return
+    if ("secondary_metrics" in report) != campaign.settings.accuracy:
+        yield f"its secondary_metrics are not what the campaign asked for (accuracy: {campaign.settings.accuracy})"
     losses = WindowRecords.parse(subject, subject_name)
     schedule = campaign.at(layout.model_state(key.model, "schedule.json"))
     yield from window_problems(losses, key.run, facts, schedule)

@@ -87,6 +87,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         meta=report["meta"],
         metric=metric,
         figures=figures,
+        secondary=[_secondary(metric) for metric in report.get("secondary_metrics", ())],
         forest=forest(lines, limits),
         validation=sorted(report["validation"].items()),
         notes=_NOTES,
@@ -102,6 +103,15 @@ def render_report(report: Mapping[str, Any]) -> str:
             ("baseline records", report["records"]["baseline"]["sha256"]),
         ],
     )
+
+
+def _secondary(metric: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **metric,
+        "delta": number(metric["delta_pp"]),
+        "interval": interval(metric["ci"]),
+        "least": number(metric["delta_min_pp_with_hysteresis"]),
+    }
 
 
 def _order(cell: Mapping[str, Any]) -> int:

@@ -234,4 +234,4 @@ class _Guarding:
         tokens = [window.predicted_tokens for window in self.records.windows]
         model = self.one.subject.model
         with scaled(model, scales):
-            return variance.Trial.of(without, self.one.bench.score(model, self.run), tokens)
+            return variance.Trial.of(without, self.one.bench.score(model, self.run).sums, tokens)

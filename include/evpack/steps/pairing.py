@@ -67,8 +67,8 @@ def baseline_sides(bench: Bench, runs: dict[RunWindows, Path], sampled: int) -> 
             log.info("run %d: calibration scored in another way; the baseline is scored again", run.run)
             model = bench.load_baseline() if model is None else model
             listener = listener_for(run, sampled)
-            sums = bench.score(model, run, listener)
-            records = bench.records(run, sums, bench.contract(model), bench.baseline.digest())
+            scores = bench.score(model, run, listener)
+            records = bench.records(run, scores, bench.contract(model), bench.baseline.digest())
             activations = encoded(heard(bench, run, listener, bench.baseline, baseline=True)) if listener else None
             place = target.relative_to(bench.place.root)
             side = BaselineSide(records, records_bytes(records), activations, place, rescored=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evpack.checkpoint.loading import LoadingReport, load_model
 from evpack.checkpoint.profile import main_dtype, open_baseline
@@ -33,6 +33,15 @@ from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 
 
+class Scores(NamedTuple):
+    """What a model makes of a run's windows, in schedule order."""
+
+    sums: Sequence[float]
+    """Sums of negative log-likelihoods, nats."""
+    correct: Sequence[int] = ()
+    """Tokens that the model held most likely; empty where none were counted."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """One model's place in the campaign and how its subjects are scored."""
@@ -43,6 +52,8 @@ class Bench:
     windows: WindowSet
     where: Placement
     batch: int
+    accuracy: bool
+    """Whether right predictions are counted."""
 
     @classmethod
     def set_up(cls, ctx: StepContext) -> Bench:
@@ -59,7 +70,8 @@ class Bench:
         baseline = open_baseline(place)
         devices = 0 if ctx.leased.simulated else model.devices
         where = Placement.choose(devices, main_dtype(baseline), ctx.settings.cuda_memory_fraction)
-        return cls(model, place, baseline, WindowSet.load(place.windows), where, ctx.batch or model.batch)
+        windows, batch = WindowSet.load(place.windows), ctx.batch or model.batch
+        return cls(model, place, baseline, windows, where, batch, ctx.settings.accuracy)
 
     def load(self, checkpoint: CheckpointLike) -> tuple[Any, LoadingReport]:
         """Build the model of a checkpoint where the plan wants it.
@@ -86,10 +98,12 @@ class Bench:
             )
         return model
 
-    def score(self, model: Any, run: RunWindows, listener: Listener | None = None) -> list[float]:
-        """Sums of negative log-likelihoods of a run's windows, nats, in schedule order; guards may listen."""
+    def score(self, model: Any, run: RunWindows, listener: Listener | None = None) -> Scores:
+        """Put a run's windows to a model; guards may listen."""
+        correct: list[int] | None = [] if self.accuracy else None
         with listener.attached(model) if listener else nullcontext():
-            return score_windows(model, self.windows.run_tokens(run), self.batch)
+            sums = score_windows(model, self.windows.run_tokens(run), self.batch, correct)
+        return Scores(sums, correct or ())
 
     def contract(self, model: Any) -> Compute:
         """The compute contract of a loaded model."""
@@ -103,7 +117,7 @@ class Bench:
     def records(
         self,
         run: RunWindows,
-        sums: Iterable[float],
+        scores: Scores,
         compute: Compute,
         checkpoint_digest: str,
         scenario: str | None = None,
@@ -121,7 +135,7 @@ class Bench:
             checkpoint_digest=checkpoint_digest,
             compute=compute,
             versions=versions(),
-            windows=window_losses(keys, sums, self.windows.seq_len, failure=failure),
+            windows=window_losses(keys, scores.sums, self.windows.seq_len, correct=scores.correct, failure=failure),
         )
 
     def found_records(self, file: Path, run: RunWindows, checkpoint_digest: str) -> WindowRecords | None:

@@ -19,7 +19,7 @@ from evpack.guards import chain, invariants, invariants_assess
 from evpack.guards.base import GuardResult
 from evpack.guards.hooks import Listener
 from evpack.steps.base import log
-from evpack.steps.subject import Bench
+from evpack.steps.subject import Bench, Scores
 
 _SUBJECT_FAULTS = (CheckpointError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What the model library raises for a subject it cannot build or run; a damaged file is told apart by `blame`."""
@@ -83,13 +83,13 @@ class Subject:
             CheckpointError, OutOfMemory: as `load`.
         """
         failure = self.failure or self._unknown_tokens(bench, run)
-        sums = [math.nan] * len(run.in_order())
+        scores = Scores([math.nan] * len(run.in_order()))
         if self.model is not None and failure is None:
             try:
-                sums = bench.score(self.model, run, listener)
+                scores = bench.score(self.model, run, listener)
             except _SUBJECT_FAULTS as error:
                 failure = self.blame(bench, "forward_failed", error)
-        return bench.records(run, sums, compute, self.checkpoint.digest(), scenario, failure)
+        return bench.records(run, scores, compute, self.checkpoint.digest(), scenario, failure)
 
     def _unknown_tokens(self, bench: Bench, run: RunWindows) -> str | None:
         """Why the windows cannot be put to the subject: an accelerator would fail on a row that is not there."""

@@ -172,13 +172,23 @@ def _reasons(report: Mapping[str, Any], flips: Sequence[str]) -> Iterator[str]:
         if gate == "primary_metric" and metric["outcome"] == "inconclusive":
             yield "primary_metric_inconclusive"
         elif gate == "primary_metric" and metric["outcome"] == "accept":
-            yield "primary_metric_too_few_windows"
+            yield from _other_reasons(report)
         elif gate in GUARD_FLAGS and not _ran(report, gate):
             yield f"{gate}_not_run"
         else:
             yield f"{gate}_fail"
     if metric["outcome"] != "accept" and "primary_metric" not in flips:
         yield "primary_metric_contradicts_its_flag"
+
+
+def _other_reasons(report: Mapping[str, Any]) -> Iterator[str]:
+    """Why a metric that was accepted has a flag that says otherwise."""
+    metrics = [metric for metric in report.get("secondary_metrics", ()) if metric["acceptable"] is not True]
+    for metric in metrics:
+        outcome = "too_few_examples" if metric["outcome"] == "accept" else metric["outcome"]
+        yield f"{metric['kind']}_{outcome}"
+    if not metrics or not report["dataset"]["windows"]["stats"]["tokens"]["ok"]:
+        yield "primary_metric_too_few_windows"
 
 
 def _remediations(report: Mapping[str, Any]) -> Iterator[str]:
