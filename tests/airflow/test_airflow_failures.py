@@ -66,7 +66,7 @@ def test_selection_fails(play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from evpack.airflow import items
 
     def broken(*_: object) -> list[object]:
-        raise RuntimeError("the selection broke")
+        raise TypeError("the selection broke")  # a defect, which no other try cures
 
     monkeypatch.setattr(items, "cell_items", broken)
     state, tasks = play(tmp_path / "run")
