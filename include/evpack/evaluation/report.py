@@ -9,7 +9,7 @@ A guard that is not in the guards' order leaves no flag in `validation`, see doc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -112,7 +112,7 @@ def build_report(
         "primary_metric": derived["primary_metric"] | {"bca": dict(bca) if bca else None},
         "primary_metric_tail": derived["primary_metric_tail"],
         "confidence": derived["confidence"],
-        **_part(derived, {"secondary_metrics": None}),
+        **_part(derived, ["secondary_metrics"]),
         "validation": derived["validation"] | flags,
         "baseline_ref": derived["baseline_ref"] | {"model_id": meta.model_id},
         "subject_ref": derived["subject_ref"],
@@ -274,7 +274,7 @@ def _evaluated_flags(blocks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, flag
 
 
-def _part(given: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+def _part(given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: given[key] for key in keys if key in given}
 
 

@@ -12,13 +12,11 @@ Profile = Literal["dev", "ci", "release"]
 PROFILES: tuple[Profile, ...] = ("dev", "ci", "release")
 """From the mildest to the strictest."""
 
+_LOSSES = ("primary_metric_acceptable", "preview_final_drift_acceptable")
 _DEMANDS: dict[Profile, tuple[str, ...]] = {
     "dev": (),
-    "ci": ("primary_metric_acceptable", "preview_final_drift_acceptable"),
-    "release": (
-        *("primary_metric_acceptable", "preview_final_drift_acceptable"),
-        *(flag for flag in GUARD_FLAGS.values() if flag is not None),
-    ),
+    "ci": _LOSSES,
+    "release": (*_LOSSES, *(flag for flag in GUARD_FLAGS.values() if flag is not None)),
 }
 """Flags that a report must carry as true; dev asks only that the report follows from its records."""
 _WHEN_THERE = {"release": ("primary_metric_tail_acceptable", "guard_overhead_acceptable")}
