@@ -167,10 +167,9 @@ def is_machine_fault(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
-_NO_MEMORY = re.compile(
-    r"CUDA (error: )?out of memory|(can't|cannot|unable to) allocate memory|not enough memory: you tried", re.IGNORECASE
-)
+NO_HOST_MEMORY = r"(can't|cannot|unable to) allocate memory|not enough memory: you tried"
 """Words of torch, which has no exception of its own for the host's memory, and of what loads models with it."""
+_NO_MEMORY = re.compile(rf"CUDA (error: )?out of memory|{NO_HOST_MEMORY}", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evpack.errors import WAITING, EvidenceError, StepExit
+from evpack.errors import NO_HOST_MEMORY, WAITING, EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import CampaignPlan, StepPlan
@@ -256,8 +256,7 @@ def out_of_memory(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
 
 
 _HOST_MEMORY = re.compile(
-    r"the kernel killed for memory|(can't|cannot|unable to) allocate memory|not enough memory: you tried"
-    r"|\bMemoryError\b|: no memory left( \(lower|$)",
+    rf"the kernel killed for memory|{NO_HOST_MEMORY}|\bMemoryError\b|: no memory left( \(lower|$)",
     re.IGNORECASE,
 )
 """What an attempt's error says where the host's memory was too small; CUDA names itself when a device's was."""
