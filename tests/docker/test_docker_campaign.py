@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,10 @@ from evpack.runtime.docker_engine import ours
 from evpack.runtime.outcome import campaign_outcome
 from evpack.steps.state import read_attempts
 from tests.docker.conftest import IMAGE
+from tests.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.airflow]
 
-DEADLINE_S = 900.0
-"""Longest wait for what takes a minute or two on two idle cores; only there so that a hang ends."""
 CALIBRATE = "fixture.calibrate"
 CAMPAIGN = (
     *("campaign", "run", "--suite", "fixture", "--scenarios", "quant_clean,nan_injection"),
@@ -55,14 +52,6 @@ def evpack(home: Home, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         )
 
 
-def until(condition: Callable[[], Any], log: Path) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    return found
-
-
 def at_work(engine: Any, home: Home, step: str) -> list[dict[str, Any]]:
     return [container for container in ours(engine, home, step=step) if container["State"] == "running"]
 
@@ -78,7 +67,7 @@ def test_a_campaign_in_containers_passes_although_a_running_step_is_cleared(
     log = tmp_path / "log"
     with running(Deployment.locate(deployment), print, up=True) as airflow, Client(airflow.endpoint) as client:
         campaign = evpack(deployment, log, *CAMPAIGN)
-        (container,) = until(lambda: at_work(engine, deployment, CALIBRATE) or campaign.poll(), log)
+        (container,) = until(lambda: at_work(engine, deployment, CALIBRATE) or campaign.poll(), log.read_text)
         engine.pause(container["Id"])  # Airflow passes a clear on with its next heartbeat: the step must not end before
         labels = {name.removeprefix("evpack."): value for name, value in container["Labels"].items()}
         assert (labels["dag_id"], labels["task_id"]) == (CAMPAIGN_DAG, "cpu_s.models.calibrate")
@@ -92,7 +81,7 @@ def test_a_campaign_in_containers_passes_although_a_running_step_is_cleared(
             together.append(max(steps.values(), default=0))
             return campaign.poll() is not None
 
-        until(ended, log)
+        until(ended, log.read_text)
     assert campaign.returncode == CampaignExit.PASS, log.read_text()
     assert max(together) == 1 and ours(engine, deployment) == []
     run = run_dir(log)
@@ -109,14 +98,14 @@ def test_a_killed_scheduler_leaves_no_container_and_the_campaign_goes_on(
 ) -> None:
     log = tmp_path / "log"
     campaign = evpack(deployment, log, *CAMPAIGN)
-    until(lambda: at_work(engine, deployment, CALIBRATE) or campaign.poll(), log)
+    until(lambda: at_work(engine, deployment, CALIBRATE) or campaign.poll(), log.read_text)
     state = json.loads((deployment.airflow / "embedded.json").read_text())
     (scheduler,) = (entry["sid"] for entry in state["sessions"] if entry["name"] == "scheduler")
     os.kill(scheduler, signal.SIGKILL)
-    assert until(lambda: campaign.poll() is not None, log)
+    assert until(lambda: campaign.poll() is not None, log.read_text)
     assert campaign.returncode == CampaignExit.INCOMPLETE, log.read_text()
     assert ours(engine, deployment) == []
     again = evpack(deployment, log, "campaign", "resume", str(run_dir(log).root))
-    assert until(lambda: again.poll() is not None, log)
+    assert until(lambda: again.poll() is not None, log.read_text)
     assert again.returncode == CampaignExit.PASS, log.read_text()
     assert ours(engine, deployment) == []
