@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +135,25 @@ def test_nightly_is_the_same_campaign_on_a_schedule(dags: tuple[DAG, DAG]) -> No
     assert campaign.schedule is None
 
 
-def test_switching_nightly_on_starts_no_run_of_the_past(dags: tuple[DAG, DAG]) -> None:
+@pytest.mark.parametrize(
+    "asked", ["00:00:00", "01:59:59", "02:00:01", "02:04:00", "03:03:14", "04:23:59", "04:24:01", "23:59:59"]
+)
+def test_switching_nightly_on_starts_no_run_of_the_past(
+    asked: str, dags: tuple[DAG, DAG], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.timetables import trigger
     from airflow.timetables.base import TimeRestriction
-    from pendulum import now
 
-    nightly = DagSerialization.from_dict(DagSerialization.to_dict(dags[1]))
-    asked = now("UTC")
+    now = datetime.fromisoformat(f"2026-11-24T{asked}+00:00")
+    monkeypatch.setattr(trigger, "utcnow", lambda: now)
+    nightly = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dags[1]))))
     info = nightly.timetable.next_dagrun_info(
         last_automated_data_interval=None, restriction=TimeRestriction(earliest=None, latest=None, catchup=False)
     )
     assert nightly.start_date is None
     assert info is not None
-    assert info.run_after > asked
+    assert now < info.run_after <= now + timedelta(days=1)
 
 
 def test_every_param_defaults_to_null_and_is_described(dags: tuple[DAG, DAG]) -> None:
