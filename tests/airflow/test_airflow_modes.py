@@ -80,6 +80,24 @@ def test_run_only_needs_presets(cells: list[str], tmp_path: Path) -> None:
     open_campaign({"resume": str(root)}, home, environ={})
 
 
+def test_what_was_planned_without_tuned_parameters_is_only_calibrated(tmp_path: Path) -> None:
+    home, root = Home(tmp_path / "home"), tmp_path / "run"
+    params = {
+        "suite": "fixture",
+        "output_dir": str(root),
+        "num_gpus": 0,
+        "tuned_edit_params_file": str(tmp_path / "no"),
+    }
+    with pytest.raises(BadInput, match="does not exist"):
+        open_campaign(params, home, environ={})
+    for _ in range(2):
+        open_campaign({**params, "suite_mode": "calibrate-only"}, home, environ={})
+    for mode in ("full", "run-only"):
+        with pytest.raises(BadInput, match=r"for calibration only.*fixture:quant_rtn:missing") as caught:
+            open_campaign({"resume": str(root), "suite_mode": mode}, home, environ={})
+        assert str(root / "presets") in caught.value.mend
+
+
 def test_both_modes_at_once_are_refused() -> None:
     result = CliRunner().invoke(build_app(), ["campaign", "run", "--calibrate-only", "--run-only"])
     assert isinstance(result.exception, BadInput)

@@ -376,6 +376,23 @@ def test_missing_tuned_parameters_are_listed(
     assert build_plan(settings.model_copy(update={"clean_edit_runs": 0}), home, NOW).plan.steps
 
 
+@pytest.mark.parametrize("text", [None, json.dumps({"models": {"tiny": {"quant_rtn": {"status": "failed"}}}})])
+def test_calibration_asks_for_no_tuned_parameters(
+    text: str | None, make_settings: MakeSettings, make_model: MakeModel, home: Home, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "own.json"
+    if text is not None:
+        tuned.write_text(text)
+    settings = make_settings(tuned_edit_params_file=str(tuned), suite_mode="calibrate-only")
+    draft = build_plan(settings, home, NOW)
+    assert draft.documents["settings.json"]["suite_mode"] == "full"  # type: ignore[index, call-overload]
+    found = {edit.edit_type: edit.status for edit in draft.plan.clean_edits("tiny").values()}
+    assert found["quant_rtn"] == ("missing" if text is None else "failed") and found["magnitude_prune"] == "missing"
+    tuned.write_text("no json")
+    with pytest.raises(BadInput, match=r"own\.json"):
+        build_plan(settings, home, NOW)
+
+
 def test_models_that_are_no_checkpoints(
     make_settings: MakeSettings, make_model: MakeModel, home: Home, tmp_path: Path
 ) -> None:

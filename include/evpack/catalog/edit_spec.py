@@ -103,7 +103,9 @@ class ResolvedEdit(EditParameters):
     edit_type: EditType
     scope: str
     """ffn, attn or all, with its layer modifier (``ffn@layer=15``)."""
-    status: Literal["selected", "skipped"] = "selected"
+    status: str = "selected"
+    """The tuned entry's, ``missing`` where there is none. Only plans that were made to calibrate hold others than
+    ``selected`` (`plan.preflight.check_selected`)."""
     reason: str = ""
     edit_dir_name: str = ""
 

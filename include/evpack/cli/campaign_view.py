@@ -14,13 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from evpack.errors import CampaignExit
+from evpack.errors import BadInput, CampaignExit
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.outcome import Outcome
 from evpack.runtime.progress import Estimate, ModelProgress, read_progress
 from evpack.runtime.results import Row, verdict_rows
+from evpack.steps.plan import check_mode
 from evpack.steps.replan import shortages
 from evpack.steps.state import errors
 
@@ -119,12 +120,16 @@ def show_calibration(run: RunDir, outcome: Outcome, screen: Console) -> None:
     screen.print(Text(f"presets: {run.presets}"))
     for problem in outcome.problems:
         screen.print(Text(f"incomplete: {problem}"))
-    word = (
-        "INCOMPLETE"
-        if outcome.problems
-        else f"done; go on with: evpack campaign run --run-only --output-dir {run.root}"
-    )
+    word = "INCOMPLETE" if outcome.problems else _what_follows(run)
     screen.print(Text(f"Calibration: {word}", style="bold"))
+
+
+def _what_follows(run: RunDir) -> str:
+    try:
+        check_mode(run, "run-only")
+    except BadInput as error:
+        return f"done; {error.diagnostics()}"
+    return f"done; go on with: evpack campaign run --run-only --output-dir {run.root}"
 
 
 def show_progress(run: RunDir, plan: CampaignPlan, screen: Console) -> None:

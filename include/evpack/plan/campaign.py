@@ -20,7 +20,7 @@ from evpack.catalog.scenarios import Category, ErrorGeneration, Scenario
 from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
 from evpack.catalog.supported import FAULT_TENSORS
 from evpack.catalog.tuned import TunedParams, load_tuned
-from evpack.errors import BadInput
+from evpack.errors import BadInput, MissingFile
 from evpack.files import Json, utc_now, write_atomic, write_json
 from evpack.home import Home
 from evpack.plan import preflight
@@ -65,15 +65,18 @@ class Draft:
 def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None = None) -> Draft:
     """Decide a campaign. Reads sources (suite data, checkpoints' headers, pins, the hub), writes no file of its own.
 
+    All of it is planned, whatever part runs now. Calibration asks for no parameters of clean edits.
+
     Args:
         now: UTC time, ISO 8601; the only thing in which two drafts of the same input differ.
         devices: accelerators to plan for; this host's when None.
 
     Raises:
         BadInput: unsupported settings, unknown suite or scenario, models that are not there or do not fit, edits
-            without parameters, two models of one name.
+            without parameters (calibrate-only: a wrong one), two models of one name.
     """
     preflight.check_settings(settings)
+    whole = settings.model_copy(update={"suite_mode": "full"})
     overrides = policy_overrides(settings)
     policy = resolve_policy(settings.tier, settings.profile, overrides)
     manifest = chosen_scenarios(settings)
@@ -83,8 +86,10 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     sources = [open_source(model, settings, home, now, pins) for model in chosen]
     preflight.check_names(sources)
     sources = sort_models(sources, settings.order, lambda source: source.weights_gb, lambda source: source.id)
-    tuned = load_tuned(settings.tuned_edit_params_file) if _has_clean(manifest.scenarios) else TunedParams({})
+    tuned = _tuned(settings, manifest.scenarios)
     edits = preflight.resolve_edits(sources, manifest.scenarios, tuned)
+    if settings.suite_mode != "calibrate-only":
+        preflight.check_selected(edits)
     preflight.check_edits_fit(sources, edits)
     found = host_devices(settings) if devices is None else devices
     cpu_slots = (slots_made(home.pools) or {}).get("cpu", 0)
@@ -99,14 +104,14 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         suite=settings.suite,
         created_at=now,
         evpack_version=__version__,
-        settings_digest=settings.digest(),
+        settings_digest=whole.digest(),
         policy_overrides=overrides,
         models=models,
         scenarios=manifest.scenarios,
         steps=(*steps, *_closing_steps(settings)),
     )
     documents = {
-        "settings.json": settings.to_json(),
+        "settings.json": whole.to_json(),
         "scenarios.json": manifest.to_json(),
         "tuned_edit_params.json": dict(tuned.document),
         "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
@@ -199,8 +204,16 @@ def _resume(run: RunDir, settings: Settings, given: Collection[str]) -> Campaign
     return plan
 
 
-def _has_clean(scenarios: Sequence[Scenario]) -> bool:
-    return any(scenario.category is Category.CLEAN for scenario in scenarios)
+def _tuned(settings: Settings, scenarios: Sequence[Scenario]) -> TunedParams:
+    """The tuned parameters, as far as they are needed: not without clean edits, and calibration can do without."""
+    if not any(scenario.category is Category.CLEAN for scenario in scenarios):
+        return TunedParams({})
+    try:
+        return load_tuned(settings.tuned_edit_params_file)
+    except MissingFile:
+        if settings.suite_mode == "calibrate-only":
+            return TunedParams({})
+        raise
 
 
 def _model(

@@ -74,13 +74,12 @@ def check_kinds(scenarios: Sequence[Scenario]) -> None:
 def resolve_edits(
     sources: Sequence[Source], scenarios: Sequence[Scenario], tuned: TunedParams
 ) -> dict[tuple[str, str], ResolvedEdit]:
-    """Every edit of the campaign by (model id, scenario id), nothing left open.
+    """Every edit of the campaign by (model id, scenario id); clean ones without selected parameters say so by status.
 
     Raises:
-        BadInput: a wrong spec, or the clean edits without selected parameters as ``model:type:status``.
+        BadInput: a wrong spec, or wrong parameters.
     """
     resolved: dict[tuple[str, str], ResolvedEdit] = {}
-    missing: list[str] = []
     for source in sources:
         for scenario in scenarios:
             if not isinstance(scenario.generation, EditGeneration):
@@ -89,19 +88,36 @@ def resolve_edits(
             entry = tuned.entry(spec.edit_type, source.id, model_name(source.id)) if spec.clean else None
             status = "missing" if entry is None else str(entry.get("status", "missing"))
             if spec.clean and status != "selected":
-                missing.append(f"{source.id}:{spec.edit_type}:{status}")
+                reason = str((entry or {}).get("reason", ""))
+                resolved[source.id, scenario.id] = ResolvedEdit(
+                    spec=spec.text, edit_type=spec.edit_type, scope=spec.scope, status=status, reason=reason
+                )
                 continue
             try:
                 resolved[source.id, scenario.id] = resolve_edit(spec, entry, version=scenario.generation.version)
             except EditSpecError as error:
                 raise BadInput(f"scenario {scenario.id}, model {source.id}: {error.what}", error.mend) from error
+    return resolved
+
+
+def check_selected(edits: Mapping[tuple[str, str], ResolvedEdit]) -> None:
+    """Refuse clean edits without selected parameters.
+
+    Args:
+        edits: as `resolve_edits` gives them.
+
+    Raises:
+        BadInput: listing them as ``model:type:status``.
+    """
+    missing = [
+        f"{model}:{edit.edit_type}:{edit.status}" for (model, _), edit in edits.items() if edit.status != "selected"
+    ]
     if missing:
         raise BadInput(
             "clean edits without tuned parameters: " + ", ".join(missing),
             "measure them with `evpack tune` for the file of PACK_TUNED_EDIT_PARAMS_FILE, or leave clean edits out "
             "(CLEAN_EDIT_RUNS=0)",
         )
-    return resolved
 
 
 def check_edits_fit(sources: Sequence[Source], edits: Mapping[tuple[str, str], ResolvedEdit]) -> None:

@@ -20,6 +20,7 @@ from evpack.home import Home
 from evpack.pack.provenance import collect_source_repo
 from evpack.plan.campaign import Draft, build_plan, check_draft, plan_campaign
 from evpack.plan.model import CampaignPlan, StepType, load_plan
+from evpack.plan.preflight import check_selected
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.settings_gone import GONE
@@ -62,13 +63,12 @@ def open_campaign(
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
     check_mode(run, settings.suite_mode)
-    whole = settings.model_copy(update={"suite_mode": "full"})  # the whole graph, whatever part of it runs now
     source_repo = _source_repo(environ)
     if again and settings.resume is None and run.plan.exists():
-        _make_way(run, build_plan(whole, home, utc_now()), source_repo)
+        _make_way(run, build_plan(settings, home, utc_now()), source_repo)
     plan = plan_campaign(
         run,
-        whole,
+        settings,
         home,
         source_repo=source_repo,
         check_source=partial(check_source, home=home),
@@ -116,14 +116,27 @@ def place_and_mode(params: Mapping[str, Any], home: Home, default_root: Path) ->
 
 
 def check_mode(run: RunDir, mode: str) -> None:
-    """Refuse to run only what comes after calibration where calibration is not done.
+    """Refuse to go on from calibration where it is not done, or where edits have no parameters yet.
 
     Raises:
-        BadInput: naming the models without a preset.
+        BadInput: naming the models without a preset, or the edits.
     """
+    if mode == "calibrate-only" or (mode == "full" and not run.plan.exists()):
+        return
+    plan = load_plan(run)
+    try:
+        check_selected(
+            {(model.id, name): edit for model in plan.models for name, edit in plan.edits(model.name).items()}
+        )
+    except BadInput as error:
+        error.what = f"{run.root} was planned for calibration only: {error.what}"
+        error.mend = (
+            f"measure them with `evpack tune`, and plan a new campaign with PACK_CALIBRATION_PRESET_DIR={run.presets}"
+        )
+        raise
     if mode != "run-only":
         return
-    if missing := uncalibrated(run, load_plan(run)):
+    if missing := uncalibrated(run, plan):
         raise BadInput(
             f"run-only: no preset yet of {', '.join(missing)} in {run.root}",
             "run it with --calibrate-only first, or as a whole with `evpack campaign resume`",
