@@ -35,6 +35,10 @@ class Var:
         return (self.env,) if isinstance(self.env, str) else self.env
 
 
+PLAN = "plan"
+ENGINE = "calibrate, evaluate"
+"""Where settings act; the words of docs/tuning.md."""
+
 TASK_TYPES = (
     *("SETUP_BASELINE", "CALIBRATION_RUN", "GENERATE_PRESET", "CREATE_EDIT", "CREATE_EDITS_BATCH", "EVALUATE_EDIT"),
     *("CREATE_ERROR", "EVALUATE_ERROR", "COMPILE_VERDICT", "BUILD_PACK", "VERIFY_PACK"),

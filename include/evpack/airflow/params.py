@@ -11,10 +11,9 @@ from typing import Any
 from airflow.sdk import Param
 
 from evpack.catalog.suites import suites
-from evpack.settings import CORE, EDITS, MODELS, PACKING, RUNS, STORAGE, TEXT, Settings, Var, variables
-
-FORM_GROUPS = (CORE, MODELS, TEXT, EDITS, RUNS, STORAGE, PACKING)
-"""Groups of settings that belong to a campaign; the others belong to the deployment."""
+from evpack.settings import Settings, variables
+from evpack.settings_campaign import CampaignSettings
+from evpack.settings_types import Var
 
 _KINDS = {"string", "integer", "number", "boolean", "array", "object"}
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -26,12 +25,10 @@ def campaign_params() -> dict[str, Param]:
     """The form: one param per setting that a step reads, in the order of docs/tuning.md, suite first."""
     schema = Settings.model_json_schema()["properties"]
     return {
-        name: _param(var, {**schema[name], **_choices(name)}) for name, var, _default in variables() if _belongs(var)
+        name: _param(var, {**schema[name], **_choices(name)})
+        for name, var, _default in variables()
+        if name in CampaignSettings.model_fields and var.acts and not var.secret
     }
-
-
-def _belongs(var: Var) -> bool:
-    return var.group in FORM_GROUPS and bool(var.acts) and not var.secret
 
 
 def _choices(name: str) -> dict[str, Any]:
