@@ -4,7 +4,7 @@ from torch import zeros  # noqa: TID253
 
 from evpack.catalog.edit_spec import parse_scope
 from evpack.checkpoint.reader import Checkpoint
-from evpack.checkpoint.scope import place, placements, select
+from evpack.checkpoint.scope import place, placements, select, unknown_matrices
 from evpack.errors import BadInput, CheckpointError
 
 # Names on disk of one block (dims), by what an edit means with them. `never` is in no scope.
@@ -67,6 +67,16 @@ FAMILIES = {
         "never": ["input_layernorm.weight:1"],
         "outside": ["model.embed_tokens.weight", "lm_head.weight"],
     },
+    "granite-moe": {
+        "block": "model.layers.{}.",
+        "ffn": [
+            *(f"block_sparse_moe.{x}_linear.weight:3" for x in ("input", "output")),
+            *(f"shared_mlp.{x}_linear.weight" for x in ("input", "output")),
+        ],
+        "attn": [f"self_attn.{x}_proj.weight" for x in "qkvo"],
+        "never": ["block_sparse_moe.router.layer.weight", "input_layernorm.weight:1"],
+        "outside": ["model.embed_tokens.weight"],
+    },
 }
 LAYERS = 11  # more than ten: textual and numeric order differ
 
@@ -110,6 +120,32 @@ def test_each_family_selects_its_projections_and_nothing_else(model, scope, keys
     assert sorted(p.name for p in select(checkpoint, parse_scope(scope))) == expected(family, keys, layers)
 
 
+def test_nothing_of_a_known_family_is_unknown(model):
+    assert unknown_matrices(model[1], parse_scope("all")) == []
+
+
+def test_matrices_that_no_scope_means_are_named(tmp_path):
+    block = "model.layers.{}."
+    shapes = {
+        "self_attn.q_proj.weight": (4, 4),
+        "mamba.in_proj.weight": (8, 4),
+        "mamba.conv1d.weight": (8, 1, 4),
+        "mixer.experts_bias": (2, 4),
+        "mlp.router.weight": (2, 4),
+        "norm.weight": (4,),
+    }
+    tensors = {block.format(layer) + name: zeros(shape) for layer in range(2) for name, shape in shapes.items()}
+    save_file(tensors | {"model.embed_tokens.weight": zeros(8, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = Checkpoint(tmp_path)
+    assert unknown_matrices(checkpoint, parse_scope("ffn")) == [
+        f"model.layers.{n}.mamba.in_proj.weight" for n in (0, 1)
+    ]
+    assert unknown_matrices(checkpoint, parse_scope("attn@layer=1")) == ["model.layers.1.mamba.in_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"matches no tensor; the blocks hold 'model\.layers\.0\.mamba\.in_proj"):
+        select(checkpoint, parse_scope("ffn"))
+
+
 def test_the_order_is_by_block_number(model):
     _, checkpoint = model
     blocks = [place.layer for place in placements(checkpoint)]
@@ -137,8 +173,9 @@ def test_a_scope_that_matches_nothing_is_an_error(model):
 def test_a_model_without_known_names_is_an_error(tmp_path):
     save_file({"encoder.block.0.mixer.weight": zeros(2, 2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="matches no tensor"):
-        select(Checkpoint(tmp_path), parse_scope("all"))
+    for scope in ("all", "ffn@layer=1"):
+        with pytest.raises(CheckpointError, match="matches no tensor"):
+            select(Checkpoint(tmp_path), parse_scope(scope))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +184,8 @@ def test_a_model_without_known_names_is_an_error(tmp_path):
         ("model.layers.0.mlp.down_proj.weight", 1),
         ("model.layers.0.mlp.down_proj.weight", 3),
         ("model.layers.0.mlp.experts.down_proj", 2),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", 2),
+        ("model.layers.0.shared_mlp.input_linear.weight", 3),
         ("model.layers.0.mlp.down_proj.weight_scale", 2),
         ("layers.0.mlp.gate.weight", 2),
         ("mlp.down_proj.weight", 2),

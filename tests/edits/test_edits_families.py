@@ -90,6 +90,13 @@ FAMILIES = {
         [f"self_attn.{w}.weight" for w in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")],
         [],
     ),
+    "granitemoeshared": (
+        DIMS | LOCAL_MOE | {"shared_intermediate_size": 40},
+        "model.layers.{}.",
+        [f"{part}.{way}_linear.weight" for part in ("block_sparse_moe", "shared_mlp") for way in ("input", "output")],
+        QKVO,
+        [],
+    ),
     "gpt_oss": (
         DIMS | LOCAL_MOE | {"head_dim": 8},
         "model.layers.{}.",
@@ -168,6 +175,16 @@ def test_the_way_round_is_that_of_the_modules(family):
             assert place.inputs_first == isinstance(module, Conv1D)
         else:
             assert place.expert, "separate on disk, fused in memory"
+
+
+def test_an_edit_of_a_family_known_in_part_says_what_it_left_out(family, checkpoint_of, tmp_path):
+    _, whole = family
+    assert "unknown_matrices" not in edited(whole, "magnitude_prune:0.5:all", tmp_path / "whole").variant.metadata
+    strangers = [f"model.layers.{layer}.mixer.stranger_{n}" for layer in range(2) for n in range(5)]
+    tensors = {name: whole.read(name) for name in whole.names()} | {name: torch.ones(3, 3) for name in strangers}
+    made = edited(checkpoint_of(tensors), "magnitude_prune:0.5:all", tmp_path / "part")
+    assert made.variant.metadata["unknown_matrices"] == {"count": 10, "first": strangers[:8]}
+    assert not set(strangers) & made.variant.changed.keys()
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -118,6 +118,12 @@ def test_missing_tensors_drops_the_last_block_and_shortens_every_list_of_layers(
     assert sum(file.stat().st_size for file in variant.path.iterdir()) < 64_000
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_layers", "n_layers"])
+def test_missing_tensors_shortens_the_count_under_every_familys_name(checkpoint_of, inject, key):
+    checkpoint = checkpoint_of({query(layer): torch.ones(2, 2) for layer in range(3)}, **{key: 3})
+    assert inject(checkpoint, "missing_tensors").variant.config_overrides == {key: 2}
+
+
 @pytest.mark.parametrize("config", [{"num_hidden_layers": 2}, {"num_hidden_layers": 1}, {}])
 def test_missing_tensors_needs_two_blocks_that_the_configuration_knows(checkpoint_of, inject, config):
     with pytest.raises(CheckpointError, match=r"two blocks|config\.json says"):

@@ -1,7 +1,8 @@
 """Which tensors on disk an edit's scope means: a table over the families' names.
 
 One table for every edit and every fault. It names weights, so routers, norms, embeddings and heads cannot slip in
-by containing a familiar word; a tensor outside the numbered blocks is never selected.
+by containing a familiar word; a tensor outside the numbered blocks is never selected. What the table does not know of
+a block, `unknown_matrices` names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ Role = Literal["in", "down", "query", "other"]
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
 """``model.layers.3.mlp.up_proj.weight`` -> block 3, the rest."""
 
+_ROUTER = re.compile(r"(?:^|\.)(?:gate|shared_expert_gate|router(?:\.layer)?)\.weight$")
+"""What decides in a block which experts a token goes to."""
+
 _PACKED = re.compile(r"(?:_blocks|_scales|\.qweight|\.weight_packed)$")
 """Endings under which packed weights stand (mxfp4; GPTQ, AWQ; compressed-tensors). Packed weights under plain names
 have an integer or 8-bit type, which no edit takes."""
@@ -30,7 +34,7 @@ _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _FUSED_INPUTS_FIRST = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Model types whose fused experts are stored experts x inputs x outputs instead of experts x outputs x inputs."""
 
-_MLP = r"(?:mlp|ffn|feed_forward|block_sparse_moe|moe)"
+_MLP = r"(?:mlp|ffn|feed_forward|block_sparse_moe|moe|mlp_block)"
 _ATTN = r"(?:self_attn|attn\.attention|attn|attention|self_attention)"
 _GATED_IN = r"(?:gate_proj|up_proj|w1|w3)"
 
@@ -41,12 +45,12 @@ _TABLE: tuple[tuple[Part, Role, str], ...] = (
     # experts, one matrix each: Mixtral (w1 w2 w3), Qwen2/3-MoE, OLMoE
     ("ffn", "in", rf"{_MLP}\.experts\.(?P<expert>\d+)\.{_GATED_IN}\.weight"),
     ("ffn", "down", rf"{_MLP}\.experts\.(?P<expert>\d+)\.(?:down_proj|w2)\.weight"),
-    # experts, fused into one 3-D tensor without a suffix: GPT-OSS
-    ("ffn", "in", rf"{_MLP}\.experts\.(?P<fused>gate_up_proj)"),
-    ("ffn", "down", rf"{_MLP}\.experts\.(?P<fused>down_proj)"),
-    # the expert every token passes: Qwen2-MoE, DeepSeek
-    ("ffn", "in", rf"{_MLP}\.shared_experts?\.{_GATED_IN}\.weight"),
-    ("ffn", "down", rf"{_MLP}\.shared_experts?\.down_proj\.weight"),
+    # experts, fused into one 3-D tensor: GPT-OSS, Llama 4 | Granite-MoE, JetMoE
+    ("ffn", "in", rf"{_MLP}\.(?P<fused>experts\.gate_up_proj|input_linear\.weight)"),
+    ("ffn", "down", rf"{_MLP}\.(?P<fused>experts\.down_proj|output_linear\.weight)"),
+    # the expert every token passes: Qwen2-MoE, DeepSeek | Granite-MoE
+    ("ffn", "in", rf"{_MLP}\.shared_experts?\.{_GATED_IN}\.weight|shared_mlp\.input_linear\.weight"),
+    ("ffn", "down", rf"{_MLP}\.shared_experts?\.down_proj\.weight|shared_mlp\.output_linear\.weight"),
     # attention: separate | fused | latent (DeepSeek-V2, -V3) projections, then the way out
     ("attn", "query", rf"{_ATTN}\.(?:q_proj|qkv_proj|query_key_value|c_attn|[Ww]qkv|wq|q_b_proj)\.weight"),
     ("attn", "other", rf"{_ATTN}\.(?:[kvo]_proj|out_proj|c_proj|dense|w[kvo])\.weight"),
@@ -117,19 +121,41 @@ def select(checkpoint: Described, scope: Scope) -> list[Placement]:
     _refuse_packed(checkpoint)
     places = placements(checkpoint)
     blocks = {p.layer for p in places}
-    if beyond := sorted(set(scope.layers) - blocks):
+    if blocks and (beyond := sorted(set(scope.layers) - blocks)):
         raise BadInput(
-            f"edit scope names layer {beyond[0]}, but the model's blocks are {min(blocks, default=0)} to "
-            f"{max(blocks, default=0)}",
+            f"edit scope names layer {beyond[0]}, but the model's blocks are {min(blocks)} to {max(blocks)}",
             "name a layer that exists",
         )
     selected = [p for p in places if scope.kind in ("all", p.part) and scope.admits(p.layer)]
     if not selected:
+        unknown = unknown_matrices(checkpoint, scope)
+        example = f"; the blocks hold {unknown[0]!r}, for one, which no scope knows" if unknown else ""
         raise CheckpointError(
-            f"edit scope {scope.kind!r} (layers {list(scope.layers)}, below {scope.below}) matches no tensor",
+            f"edit scope {scope.kind!r} (layers {list(scope.layers)}, below {scope.below}) matches no tensor{example}",
             "use another scope; tensor names of this family may be missing from the scope table",
         )
     return selected
+
+
+def unknown_matrices(checkpoint: Described, scope: Scope) -> list[str]:
+    """Weights in the blocks of a scope that no scope means; where there are any, a family is known in part only.
+
+    Routers, biases, and kernels and buffers with a dimension of one are not meant.
+    """
+    known = {place.name for place in placements(checkpoint)}
+    return [name for name in checkpoint.names() if name not in known and _is_matrix(checkpoint, name, scope)]
+
+
+def _is_matrix(checkpoint: Described, name: str, scope: Scope) -> bool:
+    block, shape = block_of(name), checkpoint.info(name).shape
+    return (
+        block is not None
+        and scope.admits(block)
+        and len(shape) >= 2
+        and min(shape) > 1
+        and "bias" not in name.rpartition(".")[2]
+        and _ROUTER.search(name) is None
+    )
 
 
 def _refuse_packed(checkpoint: Described) -> None:

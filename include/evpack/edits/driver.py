@@ -11,7 +11,7 @@ from evpack.catalog.edit_spec import EditType, ResolvedEdit, parse_scope
 from evpack.checkpoint.background import Behind, read_ahead
 from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.reader import CheckpointLike
-from evpack.checkpoint.scope import placements, select
+from evpack.checkpoint.scope import placements, select, unknown_matrices
 from evpack.checkpoint.writer import VariantWriter
 from evpack.edits.fp8_quant import Fp8Quant
 from evpack.edits.kernel import Kernel, one_thread
@@ -35,6 +35,9 @@ SUPPORTED: tuple[EditType, ...] = tuple(_KERNELS)
 
 EDITABLE_DTYPES = ("F32", "F16", "BF16")
 """Types for which arithmetic in fp32 and one cast is exact enough."""
+
+_NAMED = 8
+"""Matrices outside every scope that a variant names; of the others it has the count."""
 
 _COMMON: dict[str, Any] = {
     "schema": "invarlock/evidence-pack-edit-metadata-v1",
@@ -74,8 +77,10 @@ class PreparedEdit:
             raise BadInput(f"edit {edit.spec!r} is {edit.status}: {edit.reason}", "skip the scenario")
         self.edit = edit
         self._kernel = kernel_for(edit.edit_type)(edit)
-        self.places = {place.name: place for place in select(checkpoint, parse_scope(edit.scope))}
+        scope = parse_scope(edit.scope)
+        self.places = {place.name: place for place in select(checkpoint, scope)}
         """Tensors of the edit, by layer, then by name: the order in which they are written."""
+        self._unknown = unknown_matrices(checkpoint, scope)
         for name in self.places:
             info = checkpoint.info(name)
             _check_dtype(name, info.dtype)
@@ -127,8 +132,14 @@ class PreparedEdit:
             scenario=scenario,
             kind="edit",
             declaration=self.declaration(),
-            metadata={**_COMMON, "spec": self.edit.spec, **self._kernel.metadata(len(self.places))},
+            metadata={**_COMMON, "spec": self.edit.spec, **self._kernel.metadata(len(self.places)), **self._left_out()},
         )
+
+    def _left_out(self) -> dict[str, Any]:
+        """What the edit leaves out of the blocks it is about, because its family is known in part only."""
+        if not self._unknown:
+            return {}
+        return {"unknown_matrices": {"count": len(self._unknown), "first": self._unknown[:_NAMED]}}
 
 
 def apply_edit(

@@ -13,7 +13,7 @@ from evpack.files import Json
 if TYPE_CHECKING:
     import torch
 
-_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def block_count(checkpoint: CheckpointLike) -> int:

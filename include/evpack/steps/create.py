@@ -115,6 +115,12 @@ def _others(ctx: StepContext, model: ModelDir) -> dict[str, ResolvedEdit]:
 def _stored(ctx: StepContext, variant: DeltaCheckpoint, baseline: Checkpoint) -> None:
     """Bring a fresh variant into the form that the settings want."""
     log.info("%s: %d tensors changed", variant.variant.scenario, len(variant.variant.changed))
+    if left := variant.variant.metadata.get("unknown_matrices"):
+        log.warning(
+            "%s: the model's family is known in part only: %d matrices of these blocks are in no scope and stay as "
+            "they are, the first %s",
+            *(variant.variant.scenario, left["count"], left["first"][0]),
+        )
     if ctx.settings.variant_storage == "full":
         to_full(variant, baseline)
 
