@@ -20,7 +20,7 @@ class StepExit(IntEnum):
     PERMANENT = 10
     """The step cannot succeed with these inputs (damaged shard, unknown architecture): never retried."""
     OUT_OF_MEMORY = 11
-    """Host or device memory: retried with half the batch, at most twice."""
+    """A device's memory, or nobody knows whose: retried with half the batch, at most twice."""
     TRANSIENT = 12
     """May succeed when tried again."""
     DISK = 13
@@ -31,7 +31,12 @@ class StepExit(IntEnum):
     """The devices did not become free within LEASE_WAIT: tried again later, which costs no retry."""
     NO_ROOM = 16
     """The campaign's variants take all the space they may: tried again later, which costs no retry."""
+    OUT_OF_HOST_MEMORY = 17
+    """The host's memory, to which more devices add nothing: retried as `OUT_OF_MEMORY`."""
 
+
+NO_MEMORY = frozenset({StepExit.OUT_OF_MEMORY, StepExit.OUT_OF_HOST_MEMORY})
+"""What a smaller batch may cure."""
 
 WAITING = frozenset({StepExit.NO_DEVICE, StepExit.NO_ROOM})
 """Not now: the task gives its slots back and asks again, which costs no retry."""
@@ -104,9 +109,15 @@ class EvaluationError(EvpackError):
 
 # --- the machine's fault --------------------------------------------------------------------------
 class OutOfMemory(EvpackError):
-    """Host or device memory ran out."""
+    """Memory ran out: a device's, or nobody knows whose."""
 
     exit_code = StepExit.OUT_OF_MEMORY
+
+
+class OutOfHostMemory(OutOfMemory):
+    """The host's memory ran out."""
+
+    exit_code = StepExit.OUT_OF_HOST_MEMORY
 
 
 class DiskFull(EvpackError):
@@ -167,15 +178,24 @@ def is_machine_fault(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
-NO_HOST_MEMORY = r"(can't|cannot|unable to) allocate memory|not enough memory: you tried"
+_NO_HOST_MEMORY = re.compile(r"(can't|cannot|unable to) allocate memory|not enough memory: you tried", re.IGNORECASE)
 """Words of torch, which has no exception of its own for the host's memory, and of what loads models with it."""
-_NO_MEMORY = re.compile(rf"CUDA (error: )?out of memory|{NO_HOST_MEMORY}", re.IGNORECASE)
+_NO_DEVICE_MEMORY = re.compile(r"CUDA (error: )?out of memory", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host's or an accelerator's memory was too small."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError | ValueError) and _NO_MEMORY.search(str(error)) is not None
+    return lacks_memory(error) is not None
+
+
+def lacks_memory(error: BaseException) -> StepExit | None:
+    """Which memory was too small by an error of Python or torch, as the exit code that tells it; None by any other."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return StepExit.OUT_OF_MEMORY
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return StepExit.OUT_OF_HOST_MEMORY
+    if not isinstance(error, RuntimeError | ValueError):
+        return None
+    if _NO_DEVICE_MEMORY.search(str(error)):
+        return StepExit.OUT_OF_MEMORY
+    return StepExit.OUT_OF_HOST_MEMORY if _NO_HOST_MEMORY.search(str(error)) else None

@@ -56,6 +56,7 @@ def test_every_exit_code_has_its_way_to_end(run: RunDir) -> None:
         StepExit.DISK: StepFailed,
         StepExit.BLOCKED: BlockedTask,
         StepExit.OUT_OF_MEMORY: StepRetry,
+        StepExit.OUT_OF_HOST_MEMORY: StepRetry,
         StepExit.TRANSIENT: StepRetry,
     }
     waits = {StepExit.NO_DEVICE, StepExit.NO_ROOM}
@@ -88,10 +89,10 @@ def test_a_killed_attempt_is_written_down_and_halves_the_batch_when_it_was_memor
     attempt.begin()
     (file,) = run.attempts(STEP).iterdir()
     write_json(file, {**read_attempts(run, STEP)[0], "pid": 2**22 + 1})  # beyond any process
-    with pytest.raises(StepRetry, match="out_of_memory"):
+    with pytest.raises(StepRetry, match="out_of_host_memory"):
         end_task(-9, STEP, run, memory_killed=True)
     (record,) = read_attempts(run, STEP)
-    assert (record["class"], record["exit"]) == ("out_of_memory", StepExit.OUT_OF_MEMORY)
+    assert (record["class"], record["exit"]) == ("out_of_host_memory", StepExit.OUT_OF_HOST_MEMORY)
     assert "SIGKILL" in record["error"]
 
 

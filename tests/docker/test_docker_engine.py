@@ -142,7 +142,7 @@ def test_more_memory_than_the_limit_is_out_of_memory(
 ) -> None:
     run = plan()
     assert in_container(run, SETUP) is StepExit.OK
-    assert in_container(run, CALIBRATE, memory_bytes=120 * 10**6) is StepExit.OUT_OF_MEMORY
+    assert in_container(run, CALIBRATE, memory_bytes=120 * 10**6) is StepExit.OUT_OF_HOST_MEMORY
     assert "SIGKILL" in last_error(run, CALIBRATE) and ours(engine, deployment) == []
     assert in_container(run, CALIBRATE) is StepExit.OK
     records = run.model("fixture").calibration.glob("run_*/records.json")

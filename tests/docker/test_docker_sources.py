@@ -92,7 +92,7 @@ def test_the_budget_takes_a_variant_back_in_a_campaign_of_containers(
     for step in ("fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset", f"{first}.create"):
         assert in_container(run, step) is StepExit.OK
     assert in_container(run, f"{second}.create") is StepExit.NO_ROOM
-    assert in_container(run, f"{first}.evaluate", memory_bytes=64 * 10**6) is StepExit.OUT_OF_MEMORY
+    assert in_container(run, f"{first}.evaluate", memory_bytes=64 * 10**6) is StepExit.OUT_OF_HOST_MEMORY
     assert in_container(run, f"{second}.create") is StepExit.OK
     assert not is_whole(run, f"{first}.create")
     assert in_container(run, f"{first}.evaluate") is StepExit.NO_ROOM  # what it needs again finds no room either

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from evpack.errors import OutOfMemory, Transient
+from evpack.errors import OutOfMemory, StepExit, Transient
 from evpack.evaluation.scoring import (
     Placement,
     contract_of,
@@ -91,13 +91,15 @@ def test_a_known_failure_is_the_reason_of_every_null() -> None:
 def test_memory_errors_are_classified_and_others_pass() -> None:
     import torch
 
-    for error in (
-        MemoryError("x"),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    host, device = StepExit.OUT_OF_HOST_MEMORY, StepExit.OUT_OF_MEMORY
+    for error, exit_ in (
+        (MemoryError("x"), host),
+        (torch.OutOfMemoryError("CUDA out of memory"), device),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), host),
     ):
-        with pytest.raises(OutOfMemory, match="with 8 windows"), memory_errors(8):
+        with pytest.raises(OutOfMemory, match="with 8 windows") as raised, memory_errors(8):
             raise error
+        assert raised.value.exit_code == exit_
     with pytest.raises(RuntimeError, match="other"), memory_errors(8):
         raise RuntimeError("other")
 

@@ -26,8 +26,8 @@ def test_a_code_of_a_step_is_believed_whatever_was_printed(code: StepExit) -> No
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", StepExit.OUT_OF_MEMORY),
         ("RuntimeError: CUDA error: out of memory", StepExit.OUT_OF_MEMORY),
-        ("MemoryError", StepExit.OUT_OF_MEMORY),
-        ("Killed", StepExit.OUT_OF_MEMORY),
+        ("MemoryError", StepExit.OUT_OF_HOST_MEMORY),
+        ("Killed", StepExit.OUT_OF_HOST_MEMORY),
         ("OSError: [Errno 28] No space left on device: '/x'", StepExit.DISK),
         ("ModuleNotFoundError: No module named 'x'", StepExit.PERMANENT),
         ("TypeError: f() takes no arguments", StepExit.PERMANENT),
@@ -53,7 +53,7 @@ def test_an_unknown_code_is_classified_by_what_this_attempt_printed(line: str, e
 def test_a_kill_is_memory_only_when_the_kernel_killed_for_memory() -> None:
     for code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         assert class_of(code)[0] is StepExit.TRANSIENT
-        assert class_of(code, memory_killed=True)[0] is StepExit.OUT_OF_MEMORY
+        assert class_of(code, memory_killed=True)[0] is StepExit.OUT_OF_HOST_MEMORY
     assert class_of(-signal.SIGTERM, memory_killed=True)[0] is StepExit.TRANSIENT
     assert class_of(-signal.SIGKILL)[1] == "ended by SIGKILL"
     assert memory_kills() >= 0
@@ -83,5 +83,5 @@ def test_pauses_stay_within_jitter_and_cap(used: int, dice: float, base: float, 
 
 
 def test_what_is_retried() -> None:
-    assert {StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY} == RETRIED
+    assert {StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY, StepExit.OUT_OF_HOST_MEMORY} == RETRIED
     assert len(STEP_CODES) == len(list(itertools.chain(StepExit)))

@@ -14,7 +14,7 @@ from textwrap import indent
 import pytest
 
 from evpack import errors
-from evpack.errors import BadInput, StepExit, is_machine_fault
+from evpack.errors import NO_MEMORY, BadInput, StepExit, is_machine_fault
 from evpack.files import publishing, read_json, write_json
 from evpack.plan.model import StepPlan, StepType
 from evpack.processes import start_of
@@ -139,7 +139,7 @@ def test_a_step_without_its_needs_is_blocked(run: RunDir) -> None:
         ("bad", StepExit.BAD_INPUT),
         ("damaged", StepExit.PERMANENT),
         ("oom", StepExit.OUT_OF_MEMORY),
-        ("memory", StepExit.OUT_OF_MEMORY),
+        ("memory", StepExit.OUT_OF_HOST_MEMORY),
         ("transient", StepExit.TRANSIENT),
         ("network", StepExit.TRANSIENT),
         ("disk", StepExit.DISK),
@@ -166,9 +166,10 @@ def test_failures_are_classified_by_type(
 @pytest.mark.parametrize(
     ("error", "exit_"),
     [
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 11),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 17),
         (RuntimeError("CUDA error: out of memory"), 11),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), 11),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 17),
+        (MemoryError(), 17),
         (OSError(errno.ENOSPC, "No space left"), 13),
         (RuntimeError("device-side assert triggered"), 12),
         (ValueError("out of memory"), 12),
@@ -176,7 +177,7 @@ def test_failures_are_classified_by_type(
 )
 def test_what_lacks_memory_is_told_by_type_and_words(error: Exception, exit_: int) -> None:
     assert runner.classify(error) == exit_
-    assert is_machine_fault(error) == (exit_ == StepExit.OUT_OF_MEMORY)
+    assert is_machine_fault(error) == (exit_ in NO_MEMORY)
 
 
 def test_torch_says_that_the_host_has_no_memory() -> None:
@@ -184,7 +185,7 @@ def test_torch_says_that_the_host_has_no_memory() -> None:
 
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50)
-    assert runner.classify(refused.value) is StepExit.OUT_OF_MEMORY
+    assert runner.classify(refused.value) is StepExit.OUT_OF_HOST_MEMORY
 
 
 def test_out_of_memory_halves_the_batch_twice_at_most(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
-from evpack.errors import WAITING, Blocked, EvpackError, StepExit
+from evpack.errors import NO_MEMORY, WAITING, Blocked, EvpackError, StepExit
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
@@ -160,12 +160,12 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
         raise AirflowRescheduleException(datetime.now(UTC) + pause)
     if exit_ is StepExit.BLOCKED:
         raise BlockedTask(message)
-    if exit_ is StepExit.OUT_OF_MEMORY:
+    if exit_ in NO_MEMORY:
         plan = load_plan(run)
         if not memory_try_left(run, plan, plan.step(step_id)):
             raise StepFailed(
                 f"{message}; the batch was halved as often as it may be, "
-                "`evpack campaign resume` moves the model to a lane with more devices where the host has them"
+                "`evpack campaign status` says what a resume would do about it"
             )
     if exit_ in RETRIED:
         raise StepRetry(message, _limits(run))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evpack.errors import DeviceFault, OutOfMemory, is_out_of_memory
+from evpack.errors import DeviceFault, OutOfHostMemory, OutOfMemory, StepExit, lacks_memory
 from evpack.evaluation.records import Arm, Compute, WindowLoss
 
 if TYPE_CHECKING:
@@ -228,9 +228,8 @@ def memory_errors(batch: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_out_of_memory(error):
+        if (lacking := lacks_memory(error)) is None:
             raise
         first = (str(error) or "no memory left").splitlines()[0]
-        raise OutOfMemory(
-            f"out of memory with {batch} windows per forward pass: {first}", "lower eval_batch"
-        ) from error
+        kind = OutOfHostMemory if lacking is StepExit.OUT_OF_HOST_MEMORY else OutOfMemory
+        raise kind(f"out of memory with {batch} windows per forward pass: {first}", "lower eval_batch") from error

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evpack.errors import StepExit
+from evpack.errors import NO_MEMORY, StepExit
 from evpack.settings import Settings
 
-RETRIED = frozenset({StepExit.TRANSIENT, StepExit.OUT_OF_MEMORY})
+RETRIED = NO_MEMORY | {StepExit.TRANSIENT}
 """Classes that another try may cure."""
 
 STEP_CODES = frozenset(map(int, StepExit))
@@ -37,9 +37,12 @@ _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
     (StepExit.TRANSIENT, re.compile(r"^Timeout \(\d+:\d\d:\d\d\)!$", re.MULTILINE)),
     (
         StepExit.OUT_OF_MEMORY,
+        re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b|\bCUDA error: out of memory\b"),
+    ),
+    (
+        StepExit.OUT_OF_HOST_MEMORY,
         re.compile(
-            r"\bOutOfMemoryError\b|\bCUDA out of memory\b|\bCUDA error: out of memory\b|^MemoryError\b"
-            r"|\bCannot allocate memory\b|\bcan't allocate memory\b|^Killed$",
+            r"^MemoryError\b|\bCannot allocate memory\b|\bcan't allocate memory\b|^Killed$",
             re.MULTILINE,
         ),
     ),
@@ -109,7 +112,7 @@ def class_of(code: int, lines: Iterable[str] = (), *, memory_killed: bool = Fals
     name = next((known.name for known in signal.Signals if known == number), None)
     what = f"ended by {name}" if name else f"exit {code}, which no step gives"
     if number == signal.SIGKILL and memory_killed:
-        return StepExit.OUT_OF_MEMORY, f"{what}, while the kernel killed for memory"
+        return StepExit.OUT_OF_HOST_MEMORY, f"{what}, while the kernel killed for memory"
     text = "\n".join(lines)
     for class_, pattern in _LOG_CLASSES:
         if found := pattern.search(text):

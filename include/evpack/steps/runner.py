@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepExit, is_out_of_memory
+from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepExit, lacks_memory
 from evpack.files import digest_json, write_json
 from evpack.home import Home
 from evpack.plan.memory import devices_of
@@ -303,8 +303,8 @@ def classify(problem: BaseException) -> StepExit:
     """The exit code of an exception (scheduling spec, section 7: by type, never by searching old logs)."""
     if isinstance(problem, EvpackError):
         return StepExit(problem.exit_code)
-    if is_out_of_memory(problem):
-        return StepExit.OUT_OF_MEMORY
+    if (lacking := lacks_memory(problem)) is not None:
+        return lacking
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return StepExit.DISK
     return StepExit.PERMANENT if isinstance(problem, _PERMANENT) else StepExit.TRANSIENT

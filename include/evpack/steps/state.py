@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import shutil
 import socket
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evpack.errors import NO_HOST_MEMORY, WAITING, EvidenceError, StepExit
+from evpack.errors import NO_MEMORY, WAITING, EvidenceError, StepExit
 from evpack.files import digest_json, read_json, sha256_file, utc_now, write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import CampaignPlan, StepPlan
@@ -255,18 +254,10 @@ def out_of_memory(run: RunDir, plan: CampaignPlan, step: StepPlan) -> bool:
     return bool(records) and _memory_failed(records[-1], plan, step) and not memory_try_left(run, plan, step)
 
 
-_HOST_MEMORY = re.compile(
-    rf"the kernel killed for memory|{NO_HOST_MEMORY}|\bMemoryError\b|: no memory left( \(lower|$)",
-    re.IGNORECASE,
-)
-"""What an attempt's error says where the host's memory was too small; CUDA names itself when a device's was."""
-
-
 def lacked_host_memory(run: RunDir, step_id: str) -> bool:
     """Whether the last attempt of a step that ran out of memory lacked the host's, to which devices do not add."""
-    errors = [record["error"] for record in read_attempts(run, step_id) if record["exit"] == StepExit.OUT_OF_MEMORY]
-    text = str(errors[-1] if errors else "")
-    return "CUDA" not in text and _HOST_MEMORY.search(text) is not None
+    ends = [record["exit"] for record in read_attempts(run, step_id) if record["exit"] in NO_MEMORY]
+    return ends[-1:] == [StepExit.OUT_OF_HOST_MEMORY]
 
 
 def _memory_failures(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int:
@@ -276,7 +267,7 @@ def _memory_failures(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int:
 def _memory_failed(record: dict[str, Any], plan: CampaignPlan, step: StepPlan) -> bool:
     """Whether an attempt ran out of memory in the lane that the step is in now; records once named no lane."""
     lane = record.get("lane") or plan.as_planned().step(step.id).lane
-    return record["exit"] == StepExit.OUT_OF_MEMORY and lane == step.lane
+    return record["exit"] in NO_MEMORY and lane == step.lane
 
 
 def step_state(run: RunDir, step_id: str) -> str:
