@@ -12,7 +12,7 @@ import pytest
 
 from evpack.airflow import occupancy
 from evpack.airflow.client import Client, Endpoint
-from evpack.airflow.occupancy import at_work, check_free, occupy, planned_by
+from evpack.airflow.occupancy import at_work, check_free, check_own, occupy, planned_by
 from evpack.errors import BadInput, StepExit
 from evpack.files import read_json, write_json
 from evpack.home import Home
@@ -71,6 +71,29 @@ def test_who_planned_is_remembered_over_resumes(run: RunDir) -> None:
     occupy(asks("a"), run, planned=True)
     occupy(asks("b"), run)
     assert planned_by(asks("a"), run) and not planned_by(asks("b"), run)
+
+
+def test_a_campaign_of_another_run_is_taken_up_only_when_it_is_named(run: RunDir) -> None:
+    check_own(asks("b"), run, named=False)  # nobody's: planned by hand
+    occupy(asks("a.1"), run, planned=True)
+    check_own(asks("a.1"), run, named=False)
+    check_own(asks("b"), run, named=True)
+    with pytest.raises(BadInput, match=r"campaign of DAG run a\.1"):  # its run id gives the same directory
+        check_own(asks("a:1"), run, named=False)
+    occupy(asks("b"), run)
+    check_own(asks("a.1"), run, named=False)  # cleared, after another one resumed it
+
+
+def test_a_run_without_a_name_of_its_own_fails_in_plan(
+    play: Any, deployment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    play(run.root, suite_mode="calibrate-only")
+    plan = run.plan.read_bytes()
+    monkeypatch.setenv("OUTPUT_DIR", str(run.root))
+    state, tasks = play(run.root, output_dir=None)
+    assert state == "failed" and tasks["plan"] == {"failed": 1}
+    assert run.plan.read_bytes() == plan
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"at_work": 1}', '{"at_work": {"dag_id": "x"}}'])

@@ -20,6 +20,8 @@ from evpack.airflow.endings import (
     check_tries,
     end_task,
     failed,
+    frozen_limits,
+    planning_limits,
     used_retries,
 )
 from evpack.errors import BadInput, DiskFull, EvidenceError, StepExit, Transient
@@ -114,9 +116,11 @@ def test_a_task_runs_no_step_of_a_lane_that_its_model_left(run: RunDir) -> None:
 
 
 def test_an_error_beside_a_step_is_retried_where_that_may_help() -> None:
-    assert isinstance(failed(Transient("the hub is away", "later")), StepRetry)
+    limits = RetryLimits(5, 1, 2)
+    retry = failed(Transient("the hub is away", "later"), limits)
+    assert isinstance(retry, StepRetry) and retry.limits is limits
     for error in (BadInput("no pools", "make some"), DiskFull("full"), EvidenceError("half a file")):
-        assert isinstance(failed(error), StepFailed) and error.what in str(failed(error))
+        assert isinstance(failed(error, limits), StepFailed) and error.what in str(failed(error, limits))
 
 
 # --- the policy ------------------------------------------------------------------------------------------------------
@@ -162,9 +166,28 @@ def test_tasks_that_were_killed_come_back_no_more_often_than_others(run: RunDir)
         return {"ti": SimpleNamespace(try_number=try_number, max_tries=MOST_RETRIES)}
 
     for try_number in (1, 2, 3):
-        check_tries(context(try_number), run, STEP)
-        check_tries(context(try_number), None, "plan")
+        check_tries(context(try_number), frozen_limits(run), STEP)
+        check_tries(context(try_number), planning_limits({}), "plan")
     with pytest.raises(StepFailed, match="plan: the 3 retries"):
-        check_tries(context(5), None, "plan")
+        check_tries(context(5), planning_limits({}), "plan")
     with pytest.raises(StepFailed, match="used up"):
-        check_tries(context(4), run, STEP)
+        check_tries(context(4), frozen_limits(run), STEP)
+
+
+def test_a_fault_beside_a_step_is_retried_as_often_as_the_campaign_says(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def context(root: str | None, **params: Any) -> Any:
+        return {"ti": SimpleNamespace(xcom_pull=lambda **_: root), "params": params}
+
+    def allowed(**where: Any) -> int:
+        tries = [StepRetryPolicy().evaluate(OSError("engine away"), n, MOST_RETRIES, **where) for n in range(1, 9)]
+        return sum(decision.action is RetryAction.RETRY for decision in tries)
+
+    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    assert allowed(context=context(str(run.root), max_retries=7)) == 2  # frozen
+    assert allowed(context=context(None, max_retries=7)) == 7  # not planned yet
+    monkeypatch.setenv("MAX_RETRIES", "1")
+    assert allowed(context=context(None)) == 1
+    monkeypatch.setenv("MAX_RETRIES", "many")
+    assert allowed(context=context(None)) == allowed(context=context(str(tmp_path))) == allowed() == 3

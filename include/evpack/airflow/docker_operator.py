@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 
-from evpack.airflow.endings import check_lane, check_tries, end_task, failed
+from evpack.airflow.endings import check_lane, check_tries, end_task, failed, frozen_limits
 from evpack.airflow.operators import run_dir_of
 from evpack.errors import EvpackError
 from evpack.plan.model import StepType, load_plan
@@ -42,7 +42,8 @@ class ContainerStepOperator(DockerOperator):
 
         run, ti = run_dir_of(context), context["ti"]
         step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
-        check_tries(context, run, step_id)
+        limits = frozen_limits(run)
+        check_tries(context, limits, step_id)
         check_lane(self.task_id, load_plan(run), step_id)
         labels = {
             "dag_id": ti.dag_id,
@@ -57,7 +58,7 @@ class ContainerStepOperator(DockerOperator):
                 run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=self._work
             )
         except EvpackError as error:
-            raise failed(error) from None
+            raise failed(error, limits) from None
         end_task(code, step_id, run)
 
     def on_kill(self) -> None:

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
 from evpack.errors import NO_MEMORY, WAITING, Blocked, EvpackError, StepExit
+from evpack.home import Home
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
@@ -31,6 +35,10 @@ TASK_RETRIES: dict[str, Any] = {
 }
 """Airflow's side of retries. The number is only the ceiling of MAX_RETRIES; the delays are those of tasks whose process
 was killed, which ask no policy."""
+
+PLAN_TASK = "plan"
+RUN_DIR_KEY = "run_dir"
+"""XCom key under which `plan` gives the run directory."""
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +73,7 @@ class StepRetryPolicy(RetryPolicy):
 
         if not isinstance(exception, StepRetry) and (exit_ := classify(exception)) not in RETRIED:
             return RetryDecision.fail(f"{exit_.name.lower()}: {exception}")
-        limits = exception.limits if isinstance(exception, StepRetry) else RetryLimits.of(Settings())
+        limits = exception.limits if isinstance(exception, StepRetry) else limits_of(context)
         used = used_retries(try_number, max_tries)
         if used >= limits.retries:
             return RetryDecision.fail(f"the {limits.retries} retries of MAX_RETRIES are used up")
@@ -80,25 +88,20 @@ def used_retries(try_number: int, max_tries: int) -> int:
     return max(0, try_number - 1 - (max_tries - MOST_RETRIES))
 
 
-def failed(error: EvpackError) -> StepFailed | StepRetry:
+def failed(error: EvpackError, limits: RetryLimits) -> StepFailed | StepRetry:
     """What a task raises for an error that it met before or beside its step; another try follows where one may help."""
     from evpack.steps.runner import classify
 
-    if classify(error) in RETRIED:
-        return StepRetry(error.diagnostics(), RetryLimits.of(Settings()))
-    return StepFailed(error.diagnostics())
+    return StepRetry(error.diagnostics(), limits) if classify(error) in RETRIED else StepFailed(error.diagnostics())
 
 
-def check_tries(context: Context, run: RunDir | None, step_id: str) -> None:
+def check_tries(context: Context, limits: RetryLimits, step_id: str) -> None:
     """Refuse a try beyond MAX_RETRIES: tasks that were killed come back without having asked the policy.
-
-    Args:
-        run: the campaign's run directory; None for what plans it.
 
     Raises:
         StepFailed: when the tries are used up.
     """
-    ti, limits = context["ti"], RetryLimits.of(Settings()) if run is None else _limits(run)
+    ti = context["ti"]
     if used_retries(ti.try_number, ti.max_tries) > limits.retries:
         raise StepFailed(f"{step_id}: the {limits.retries} retries of MAX_RETRIES are used up")
 
@@ -168,11 +171,34 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
                 "`evpack campaign status` says what a resume would do about it"
             )
     if exit_ in RETRIED:
-        raise StepRetry(message, _limits(run))
+        raise StepRetry(message, frozen_limits(run))
     raise StepFailed(message)
 
 
-def _limits(run: RunDir) -> RetryLimits:
+def frozen_limits(run: RunDir) -> RetryLimits:
+    """Those of a planned campaign; the defaults where its settings cannot be read."""
     from evpack.runtime.threads import frozen_settings
 
-    return RetryLimits.of(frozen_settings(run))
+    with suppress(EvpackError, OSError):
+        return RetryLimits.of(frozen_settings(run))
+    return RetryLimits.of(Settings())
+
+
+def planning_limits(params: Mapping[str, Any]) -> RetryLimits:
+    """Those of a campaign that is not planned yet: of the run's params and this process's environment.
+
+    The defaults where these are refused, which planning itself will tell.
+    """
+    from evpack.catalog.suites import settings_for
+
+    with suppress(EvpackError, OSError):
+        return RetryLimits.of(settings_for(params, {}, os.environ, Home.locate()))
+    return RetryLimits.of(Settings())
+
+
+def limits_of(context: Context | None) -> RetryLimits:
+    """Those of a task's campaign, as far as it is planned."""
+    root = context["ti"].xcom_pull(task_ids=PLAN_TASK, key=RUN_DIR_KEY) if context else None
+    if root:
+        return frozen_limits(RunDir(Path(str(root))))
+    return planning_limits(dict(context["params"]) if context else {})

@@ -11,9 +11,8 @@ from typing import Any
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task_group
 
 from evpack.airflow.config import CAMPAIGN_DAG, NIGHTLY_DAG, WEIGHT_RULE
-from evpack.airflow.endings import TASK_RETRIES, StepRetryPolicy
+from evpack.airflow.endings import PLAN_TASK, TASK_RETRIES, StepRetryPolicy
 from evpack.airflow.operators import (
-    PLAN_TASK,
     CampaignStepOperator,
     GateOperator,
     PlanOperator,

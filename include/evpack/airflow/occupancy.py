@@ -56,6 +56,27 @@ def occupy(context: Context, run: RunDir, *, planned: bool = False) -> None:
         write_json(run.dag_run, {"at_work": me, "planned_by": me if planned else found.get("planned_by")})
 
 
+def check_own(context: Context, run: RunDir, *, named: bool) -> None:
+    """Refuse to take up a campaign that was another DAG run's unless that is what was asked for.
+
+    Run ids that differ only in what a file name cannot hold share a directory, and OUTPUT_DIR gives every run the same:
+    what is valid there would be kept, and pass as this run's.
+
+    Args:
+        named: whether the run's own params name the directory.
+
+    Raises:
+        BadInput: naming the other one.
+    """
+    dag_run, owner = context["dag_run"], at_work(run)
+    me = {"dag_id": str(dag_run.dag_id), "run_id": str(dag_run.run_id)}
+    if owner and owner != me and not named and not planned_by(context, run):
+        raise BadInput(
+            f"{run.root} holds the campaign of DAG run {owner['run_id']} of {owner['dag_id']}",
+            "take another run id, or leave OUTPUT_DIR unset; the param `resume` goes on with a campaign",
+        )
+
+
 def planned_by(context: Context, run: RunDir) -> bool:
     """Whether the DAG run that asks has planned the campaign of a run directory."""
     dag_run = context["dag_run"]

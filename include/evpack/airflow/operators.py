@@ -16,15 +16,19 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from evpack.airflow.endings import (
+    PLAN_TASK,
+    RUN_DIR_KEY,
     BlockedTask,
     StepFailed,
     check_lane,
     check_tries,
     end_task,
     failed,
+    frozen_limits,
     nothing_to_do,
+    planning_limits,
 )
-from evpack.airflow.occupancy import occupy, planned_by
+from evpack.airflow.occupancy import check_own, occupy, planned_by
 from evpack.errors import BadInput, EvpackError
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
@@ -34,10 +38,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from evpack.airflow.items import Item
-
-PLAN_TASK = "plan"
-RUN_DIR_KEY = "run_dir"
-"""XCom key under which `plan` gives the run directory."""
 
 MODE_KEY = "suite_mode"
 """XCom key under which `plan` gives the part of the campaign that runs."""
@@ -51,8 +51,9 @@ class PlanOperator(BaseBranchOperator):
         from evpack.airflow.items import used_lanes
         from evpack.steps.plan import open_campaign, place_and_mode
 
-        check_tries(context, None, self.task_id)
         home, params = Home.locate(), dict(context["params"])
+        limits = planning_limits(params)
+        check_tries(context, limits, self.task_id)
         default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
             if not home.pools.is_file():
@@ -61,15 +62,16 @@ class PlanOperator(BaseBranchOperator):
                 )
             run, mode = place_and_mode(params, home, default_root)
             planned = run.plan.exists()
+            again = planned_by(context, run)
             if planned:
+                check_own(context, run, named=bool(params.get("resume") or params.get("output_dir")))
                 occupy(context, run)
-            again = context["ti"].try_number > 1 and planned_by(context, run)
             run, plan = open_campaign(
                 params, home, default_root=default_root, dag_run=context["dag_run"].run_id, again=again
             )
             occupy(context, run, planned=again or not planned)
         except EvpackError as error:
-            raise failed(error) from None
+            raise failed(error, limits) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
         context["ti"].xcom_push(key=MODE_KEY, value=mode)
         lanes = used_lanes(plan)
@@ -141,7 +143,7 @@ class StepOperator(BaseOperator):
         run = run_dir_of(context)
         step_type = StepType(self.task_id.rpartition(".")[2])
         step_id = f"{self.subject}.{step_type}"
-        check_tries(context, run, step_id)
+        check_tries(context, frozen_limits(run), step_id)
         plan = load_plan(run)
         check_lane(self.task_id, plan, step_id)
         if nothing_to_do(context, run, plan, step_id):
@@ -171,12 +173,12 @@ class CampaignStepOperator(BaseOperator):
         from evpack.steps.runner import run_step
 
         run = run_dir_of(context)
-        check_tries(context, run, self.task_id)
+        check_tries(context, frozen_limits(run), self.task_id)
         _skip_without_cells(context)
         try:
             code = run_step(run.root, self.task_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
         except EvpackError as error:
-            raise failed(error) from None
+            raise failed(error, frozen_limits(run)) from None
         end_task(code, self.task_id, run)
 
 
@@ -215,7 +217,7 @@ def run_dir_of(context: Context) -> RunDir:
     try:
         occupy(context, run)
     except EvpackError as error:
-        raise failed(error) from None
+        raise failed(error, frozen_limits(run)) from None
     return run
 
 
