@@ -188,7 +188,7 @@ class CampaignSettings(BaseModel):
     ] = 32
     seq_len: Annotated[Annotated[Whole, Field(ge=2)], Var(TEXT, "INVARLOCK_SEQ_LEN", "Tokens per window.", DATA)] = 512
     stride: Annotated[
-        Positive, Var(TEXT, "INVARLOCK_STRIDE", "Tokens from window to window; evaluation uses seq_len.", DATA)
+        Positive, Var(TEXT, "INVARLOCK_STRIDE", "Windows always advance by seq_len (docs/decisions/0015).")
     ] = 256
     eval_batch: Annotated[
         Positive, Var(TEXT, "INVARLOCK_EVAL_BATCH", "Windows per forward pass.", "plan, calibrate, evaluate")

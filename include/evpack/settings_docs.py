@@ -24,7 +24,7 @@ result is frozen into `state/settings.json`; later steps read no such variable. 
 
 *Acts in* names the step that reads a setting. *Airflow:* names the mechanism that took the place of a variable about
 queues, workers or locks: the variable is accepted and checked, and changes nothing. *Nothing* means the same without
-a replacement.
+a replacement. `plan` warns of both where they are given.
 """
 
 

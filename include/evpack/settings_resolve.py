@@ -79,6 +79,13 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in unknown}
 
 
+def idle_variables(params: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings that are given and that nothing reads, as they are spelled, each with what is known about it."""
+    given = {**_from_environ(environ), **_named(params, None)}
+    idle = {spelled: _VARS[name] for name, (_, spelled) in given.items() if not _VARS[name].acts}
+    return {spelled: f"Airflow: {var.airflow}" if var.airflow else var.text for spelled, var in idle.items()}
+
+
 def _with_provider(given: dict[str, tuple[object, str, str]]) -> dict[str, tuple[object, str, str]]:
     """The values with a raw provider mapping in place of all settings of providers."""
     raw = [name for name in ("dataset_provider_yaml", "dataset_provider_json") if name in given]

@@ -38,7 +38,6 @@ SMALL_TEXT = {
     "text_path": str(FIXTURE / "text"),
     "guards_order": ["invariants"],
     "seq_len": 128,
-    "stride": 128,
     "preview_windows": 16,
     "final_windows": 16,
     "use_batch_edits": False,

@@ -115,7 +115,6 @@ def test_demo_and_fixture_are_small_campaigns(home: Home) -> None:
         block = suite(name).settings
         resolved = resolve({}, {}, {}, {key: value for key, value in block.items() if key != "text_path"})
         assert (resolved.profile, resolved.dataset, resolved.guards_order) == ("small", "text", whole)
-        assert resolved.seq_len == resolved.stride
 
 
 def test_scenarios_by_id_keep_manifest_order() -> None:

@@ -9,7 +9,7 @@ import pytest
 from evpack.settings import variables
 from evpack.settings_docs import tuning_page
 from evpack.settings_gone import GONE
-from evpack.steps.plan import warn_unknown
+from evpack.steps.plan import warn_idle
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(__file__).with_name("reference_variables.txt").read_text().split()
@@ -47,5 +47,13 @@ def test_what_is_no_setting_any_more_has_a_successor(caplog: pytest.LogCaptureFi
     gone = [name for names in GONE for name in names.split(", ")]
     assert known.isdisjoint(gone)
     assert [name for name in gone if f"`{name}`" not in tuning_page()] == []
-    warn_unknown({"INVARLOCK_CERT_MIN_WINDOWS": "1"})
+    warn_idle({}, {"INVARLOCK_CERT_MIN_WINDOWS": "1"})
     assert "no effect; in its place: the floors of PACK_PROFILE" in caplog.text
+
+
+def test_a_setting_without_effect_says_so_when_it_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    warn_idle({"stride": 64, "seq_len": 128, "PACK_NO_SETTING": 1}, {"WORKER_TIMEOUT": "9", "GPU_RESERVATION_TTL": ""})
+    assert [record.getMessage() for record in caplog.records] == [
+        "warning: WORKER_TIMEOUT has no effect; Airflow: [scheduler] task_instance_heartbeat_timeout",
+        "warning: stride has no effect; Windows always advance by seq_len (docs/decisions/0015).",
+    ]

@@ -23,10 +23,11 @@ def register(app: typer.Typer) -> None:
         from evpack.catalog.suites import settings_for
         from evpack.files import pretty_json
         from evpack.home import Home
-        from evpack.steps.plan import warn_unknown
+        from evpack.steps.plan import warn_idle
 
-        warn_unknown()
-        settings = settings_for(parse_params(param, suite=suite), {}, os.environ, Home.locate())
+        params = parse_params(param, suite=suite)
+        warn_idle(params)
+        settings = settings_for(params, {}, os.environ, Home.locate())
         typer.echo(pretty_json(settings.to_json()).decode(), nl=False)
 
     @group.command()

@@ -24,7 +24,7 @@ from evpack.plan.preflight import check_selected
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.settings_gone import GONE
-from evpack.settings_resolve import given_fields, unknown_variables
+from evpack.settings_resolve import given_fields, idle_variables, unknown_variables
 from evpack.steps.build_pack import check_pack
 from evpack.steps.replan import replan
 from evpack.steps.state import read_marker, running_step
@@ -59,7 +59,7 @@ def open_campaign(
     Raises:
         BadInput: before anything is written.
     """
-    warn_unknown(environ)
+    warn_idle(params, environ)
     settings = settings_for(params, event or {}, os.environ if environ is None else environ, home)
     run = run_dir(settings, default_root)
     check_mode(run, settings.suite_mode)
@@ -90,7 +90,7 @@ def dry_run(
     Raises:
         BadInput: as `open_campaign` would.
     """
-    warn_unknown(environ)
+    warn_idle(params, environ)
     settings = settings_for(params, {}, os.environ if environ is None else environ, home)
     draft = build_plan(settings, home, utc_now())
     check_draft(draft, run_dir(settings, default_root), settings, partial(check_source, home=home), check_pack)
@@ -98,9 +98,16 @@ def dry_run(
     return draft
 
 
-def warn_unknown(environ: Mapping[str, str] | None = None) -> None:
-    """Log a line for each variable of an environment (this process's when None) that is a misspelt setting."""
-    for name, near in unknown_variables(os.environ if environ is None else environ).items():
+def warn_idle(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> None:
+    """Log a line for each setting that changes nothing, and for each variable that is a misspelt setting.
+
+    Args:
+        environ: this process's when None.
+    """
+    environ = os.environ if environ is None else environ
+    for name, known in idle_variables(params, environ).items():
+        log.warning("warning: %s has no effect; %s", name, known)
+    for name, near in unknown_variables(environ).items():
         instead = f"in its place: {GONE[name]}" if name in GONE else near and f"did you mean {near}?"
         mend = instead or "docs/tuning.md lists every setting"
         log.warning("warning: the environment's %s is not a setting and has no effect; %s", name, mend)
