@@ -55,6 +55,14 @@ def test_a_report_in_a_pack_verifies(good_pack: BuiltPack) -> None:
     assert check_one(good_pack.path / "reports/example__tiny/quant_clean/run_1", "ci").exit_code == 0
 
 
+def test_a_pack_without_its_plan_is_not_readable(good_pack: BuiltPack, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(good_pack.path, pack)
+    (pack / "state" / "plan.json").unlink()
+    done = CliRunner().invoke(build_app(), ["report", "verify", str(pack / "reports/example__tiny/quant_clean/run_1")])
+    assert done.exit_code == 2 and "plan.json" in done.output
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from evpack.cli.verify import Pack, evidence_exit
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command()
     def attest(
-        pack: Annotated[Path, typer.Argument(help="Directory of the pack.")],
+        pack: Pack,
         signing_key: Annotated[
             Path | None,
             typer.Option(envvar="PACK_SIGNING_KEY", help="Key that sealed the pack; else the deployment's."),
@@ -27,22 +29,23 @@ def register(app: typer.Typer) -> None:
         The pack is verified first; one that does not verify is not attested. `evpack verify --attestation FILE` checks
         the envelope.
         """
-        from evpack.errors import BadInput, plain
+        from evpack.errors import plain
         from evpack.files import write_atomic
         from evpack.home import Home
-        from evpack.pack import keys
+        from evpack.pack import keys, layout
         from evpack.pack.attest import sign
         from evpack.pack.trust import Trust
         from evpack.pack.verify import Demands, verify_pack
 
         target = out or pack.absolute().with_name(f"{pack.absolute().name}.attestation.json")
-        if target.resolve().is_relative_to(pack.resolve()):
-            raise BadInput(f"--out {target} lies inside the pack, which must not change", "write it elsewhere")
+        layout.check_outside(target, "--out")
         private = keys.load_private(signing_key or keys.deployment_key(Home.locate()))
         trust = Trust(frozenset({keys.fingerprint(private.public_key())}))
         result = verify_pack(pack, trust, Demands(strict=True))
         if not result.ok:
             typer.echo(f"evpack: {pack} is not attested: {plain(result.findings[0].text)}", err=True)
             raise typer.Exit(int(result.exit_code))
-        write_atomic(target, sign(result.files, result.layout, private))
+        with evidence_exit():
+            envelope = sign(result.files, result.layout, private)
+        write_atomic(target, envelope)
         typer.echo(f"attestation  {target}\nresult       {result.verdict}\nsigner       {result.fingerprint}")

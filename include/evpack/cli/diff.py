@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evpack.cli.verify import AsJson, Fingerprint, PolicyFile, Store, TrustedKey, read_policy, trust_of
+from evpack.cli.verify import AsJson, Fingerprint, PolicyFile, Store, TrustedKey, evidence_exit, read_policy, trust_of
 from evpack.errors import plain
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def diff(
-        old: Annotated[Path, typer.Argument(help="Directory of the earlier pack.")],
-        new: Annotated[Path, typer.Argument(help="Directory of the later pack.")],
+        old: Annotated[Path, typer.Argument(help="Directory of the earlier pack.", readable=False)],
+        new: Annotated[Path, typer.Argument(help="Directory of the later pack.", readable=False)],
         trusted_key: TrustedKey = None,
         expected_fingerprint: Fingerprint = None,
         trust_store: Store = None,
@@ -38,11 +38,15 @@ def register(app: typer.Typer) -> None:
         scenario whose ratio rose.
         """
         from evpack.files import pretty_json, write_atomic
+        from evpack.pack import layout
         from evpack.pack.diff import compare
 
+        if html is not None:
+            layout.check_outside(html, "--html")
         trust = trust_of(trusted_key, expected_fingerprint, trust_store)
         limits = read_policy(policy) if policy else None
-        result = compare(_side(old, trust, limits), _side(new, trust, limits))
+        with evidence_exit():
+            result = compare(_side(old, trust, limits), _side(new, trust, limits))
         if html is not None:
             from evpack.render.diff import render_diff
 

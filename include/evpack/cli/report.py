@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evpack.cli.verify import AsJson, PolicyFile, read_policy
-from evpack.errors import plain
+from evpack.errors import EvidenceError, plain
 
 if TYPE_CHECKING:
     from evpack.pack.report_check import ReportCheck
@@ -42,7 +42,11 @@ def register(app: typer.Typer) -> None:
         from evpack.pack.report_check import check_one, document
 
         limits = read_policy(policy) if policy else None
-        checks = [check_one(report, profile, limits) for report in reports]
+        try:
+            checks = [check_one(report, profile, limits) for report in reports]
+        except EvidenceError as error:
+            typer.echo(f"evpack: {error.diagnostics()}", err=True)
+            raise typer.Exit(2) from error
         if as_json:
             typer.echo(pretty_json(document(checks)).decode("utf-8"), nl=False)
         else:

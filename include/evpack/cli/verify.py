@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +27,7 @@ AUTHENTICITY = {
 INVALID = "signature invalid"
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
-Pack = Annotated[Path, typer.Argument(help="Directory of the pack.")]
+Pack = Annotated[Path, typer.Argument(help="Directory of the pack.", readable=False)]
 TrustedKey = Annotated[
     list[Path] | None, typer.Option(help="File with a trusted public key (PEM) or fingerprint; repeatable.")
 ]
@@ -62,7 +64,8 @@ def verify(
         ),
     ] = "dev",
     max_age: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Oldest evidence to accept, e.g. 30d, 12h, 90m.")
+        str | None,
+        typer.Option(metavar="AGE", help="Oldest evidence to accept, e.g. 30d, 12h, 90m; baselines: since the plan."),
     ] = None,
     attestation: Annotated[
         Path | None, typer.Option(help="DSSE envelope by `evpack attest` that must attest this pack.")
@@ -81,13 +84,12 @@ def verify(
     """
     from evpack.errors import BadInput
     from evpack.files import pretty_json, write_atomic
-    from evpack.pack import attest
+    from evpack.pack import attest, layout
     from evpack.pack.verify import Demands, verify_pack
     from evpack.plan.disk import check_file
 
-    if json_out is not None and json_out.resolve().is_relative_to(pack.resolve()):
-        raise BadInput(f"--json-out {json_out} lies inside the pack, which must not change", "write it elsewhere")
     if json_out is not None:
+        layout.check_outside(json_out, "--json-out")
         check_file(json_out, "--json-out")
     needs_evidence = {
         "--profile": None if profile == "dev" else profile,
@@ -149,13 +151,28 @@ def read_policy(path: Path) -> Policy:
     """
     from evpack.catalog.policy import Policy
     from evpack.errors import BadInput, EvidenceError, MissingFile
+    from evpack.files import read_regular
 
-    if not path.is_file():
-        raise MissingFile(f"policy {path} does not exist", "check the path")
     try:
-        return Policy.parse(path.read_bytes(), str(path))
+        return Policy.parse(read_regular(path), str(path))
+    except FileNotFoundError as error:
+        raise MissingFile(f"policy {path} does not exist", "check the path") from error
     except EvidenceError as error:
         raise BadInput(error.what, "give a complete state/policy.json") from error
+
+
+@contextmanager
+def evidence_exit() -> Iterator[None]:
+    """End a command with the verifier's code when a pack that was verified cannot be read any more."""
+    from evpack.errors import EvidenceError, IntegrityError
+    from evpack.pack.verify import VerifyExit
+
+    try:
+        yield
+    except EvidenceError as error:
+        typer.echo(f"evpack: {error.diagnostics()}", err=True)
+        code = VerifyExit.INTEGRITY if isinstance(error, IntegrityError) else VerifyExit.EVIDENCE
+        raise typer.Exit(int(code)) from error
 
 
 def _age(text: str) -> timedelta:

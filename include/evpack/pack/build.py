@@ -147,13 +147,14 @@ def build(
 
 
 def check_target(target: Path) -> None:
-    """Refuse a place that cannot hold a pack: one that cannot be made or written, or holds something else.
+    """Refuse a place that cannot hold a pack: not to be made or written, not empty, or in another pack.
 
     Raises:
         BadInput: naming the place.
     """
     mend = "give another directory for the pack"
     try:
+        layout.check_outside(target, "pack directory")
         parent = existing_parent(target.parent)
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from evpack.errors import BadInput, MissingFile
 from evpack.files import AlreadyPublished, write_atomic
 from evpack.home import Home
+from evpack.pack import layout
 
 MAX_KEY_BYTES = 16 << 10
 """Largest key file that is read; an Ed25519 PEM has 119 bytes."""
@@ -101,8 +102,11 @@ def write_keypair(private: Path) -> str:
     """Make a new pair: `private` (PKCS8 PEM, mode 0600) and `public_path(private)`; returns the fingerprint.
 
     Raises:
-        BadInput: when either file exists already (keys are never overwritten) or cannot be written.
+        BadInput: when either file exists (keys are never overwritten), cannot be written or would lie in a pack.
     """
+    if not private.name:
+        raise BadInput(f"{str(private)!r} is no name for a key", "give a file name")
+    layout.check_outside(private, "signing key")
     public = public_path(private)
     for path in (private, public):
         if path.exists() or path.is_symlink():

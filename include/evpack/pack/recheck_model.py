@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evpack.catalog.scenarios import Category
-from evpack.errors import EvidenceError
+from evpack.errors import EvidenceError, IntegrityError
 from evpack.evaluation.noop import NOOP_FILE, noop_digest, noop_shift
 from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.files import digest_json, sha256_bytes
@@ -64,6 +64,8 @@ def check_model(campaign: Campaign, model: ModelPlan, scenarios: Sequence[str]) 
             facts.errors += _matrices(campaign, model.name, facts)
             for scenario in scenarios:
                 facts.errors += _variant(campaign, model.name, scenario, facts, tensors)
+        except IntegrityError:
+            raise  # the pack changed while it was read: nothing about its evidence can be said
         except EvidenceError as error:
             facts.errors.append(error.what)
         except MALFORMED as error:

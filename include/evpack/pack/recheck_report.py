@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from evpack.errors import EvidenceError
+from evpack.errors import EvidenceError, IntegrityError
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
@@ -104,6 +104,8 @@ def _all_errors(
     try:
         for text in _errors(campaign, facts, key, report, place):
             yield f"{place}{layout.REPORT}: {text}"
+    except IntegrityError:
+        raise  # the pack changed while it was read: nothing about its evidence can be said
     except EvidenceError as error:
         yield error.what
     except MALFORMED as error:

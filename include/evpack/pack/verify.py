@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from evpack.catalog.policy import LEVELS, EvidenceLevel, Policy
-from evpack.errors import EvpackError, plain
+from evpack.errors import EvpackError, IntegrityError, plain
 from evpack.pack import attest, checksums, inventory, layout, manifest, signature
 from evpack.pack.evidence import MALFORMED
 from evpack.pack.inventory import Files
@@ -164,7 +164,8 @@ class _State:
         try:
             return action()
         except EvpackError as error:
-            self.add(code, error.what)
+            changed = isinstance(error, IntegrityError) and code is VerifyExit.EVIDENCE
+            self.add(VerifyExit.INTEGRITY if changed else code, error.what)
         except MALFORMED as error:
             self.add(code, f"content of an unexpected form ({type(error).__name__}: {error})")
         return None
@@ -272,7 +273,7 @@ def _size(path: Path) -> int:
 def _manifest(files: Mapping[str, bytes], state: _State) -> dict[str, Any] | None:
     data = files.get(layout.MANIFEST)
     if data is None:  # there is such a name, but not a regular file
-        state.add(VerifyExit.MISSING, f"{layout.MANIFEST} is not a regular file")
+        state.add(VerifyExit.MISSING, f"{layout.MANIFEST} is no file that can be used")
         return None
     return state.attempt(VerifyExit.FORMAT, lambda: manifest.parse(data))
 
@@ -285,7 +286,10 @@ def _signer(files: Mapping[str, bytes], document: Mapping[str, Any] | None, stat
     bundle = state.attempt(VerifyExit.SIGNATURE, lambda: signature.parse(data))
     if bundle is None:
         return None
-    state.attempt(VerifyExit.SIGNATURE, lambda: bundle.check(files.get(layout.MANIFEST, b"")))
+    if layout.MANIFEST not in files:
+        state.add(VerifyExit.SIGNATURE, f"{layout.SIGNATURE}: there is no {layout.MANIFEST} to check it with")
+        return bundle.fingerprint
+    state.attempt(VerifyExit.SIGNATURE, lambda: bundle.check(files[layout.MANIFEST]))
     named = (document or {}).get("signing_key_fingerprint", bundle.fingerprint)
     if named != bundle.fingerprint:
         state.add(
@@ -313,7 +317,7 @@ def _integrity(files: Files, document: Mapping[str, Any] | None, state: _State) 
         state.add(VerifyExit.INTEGRITY, text)
 
     if layout.CHECKSUMS not in files:
-        state.add(VerifyExit.MISSING, f"{layout.CHECKSUMS} is not a regular file")
+        state.add(VerifyExit.MISSING, f"{layout.CHECKSUMS} is no file that can be used")
         return
     if document is not None and document["checksums_sha256_digest"] != files.digests[layout.CHECKSUMS]:
         broken(f"{layout.CHECKSUMS} is not the list whose digest {layout.MANIFEST} names")
@@ -384,12 +388,12 @@ def _earned(document: Mapping[str, Any], result: Recheck) -> EvidenceLevel:
 
 
 def _stale(oldest: datetime | None, limit: timedelta) -> str | None:
-    """Why evidence is older than asked for: its reports count, not the pack that was made of them."""
+    """Why evidence is older than asked for: what it was made of counts, not when the pack was sealed."""
     if oldest is None:
         return "some evidence does not say when it was made, so its age cannot be limited"
     age = datetime.now(UTC) - oldest
     if age > limit:
-        return f"stale evidence: the oldest was made {oldest.isoformat()}, {age} ago; accepted are {limit}"
+        return f"stale evidence: the oldest may be of {oldest.isoformat()}, {age} ago; accepted are {limit}"
     if -age > _CLOCK_SKEW:
         return f"evidence was made at {oldest.isoformat()}, which is in the future"
     return None
