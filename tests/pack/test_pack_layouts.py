@@ -88,6 +88,14 @@ def test_the_age_of_evidence_is_that_of_its_reports(good_pack: BuiltPack) -> Non
     assert verify_pack(good_pack.path, trusted(good_pack), Demands(max_age=timedelta(days=36500))).ok
 
 
+def test_baselines_may_be_as_old_as_the_plan(signing_key: Path, tmp_path: Path) -> None:
+    campaign = Campaign(tmp_path / "run")
+    campaign.plan = campaign.plan.model_copy(update={"created_at": "2020-02-03T00:00:00Z"})
+    built = build(campaign.write().finish().run, key=signing_key)
+    result = verify_pack(built.path, trusted(built), Demands(max_age=timedelta(days=365)))
+    assert result.exit_code == 7 and "2020-02-03" in result.findings[0].text
+
+
 def test_the_age_is_read_from_the_command_line(app: typer.Typer, good_pack: BuiltPack) -> None:
     pack = str(good_pack.path)
     assert CliRunner().invoke(app, ["verify", "--max-age", "2h", pack]).exit_code == 7

@@ -53,7 +53,8 @@ class Recheck:
     failed_reports: int
     """Reports that are there but cannot be read, or do not follow from their records."""
     oldest: datetime | None
-    """When the oldest evidence was made; None when any of it does not say so."""
+    """When the oldest evidence was made, at the earliest: baselines carry no time, so it is never after the plan.
+    None when any of it does not say so."""
     verified: Mapping[str, bytes]
     """verify.json of every report by its name in the pack."""
 
@@ -120,7 +121,7 @@ def recheck(
     verdict, stated_at = _compile(campaign, judged)
     errors += _verdict_files(campaign, verdict)
     usable = [one for one in judged if one.usable]
-    times = [stated_at, *(one.made_at for one in usable)]
+    times = [stated_at, iso_time(campaign.plan.created_at), *(one.made_at for one in usable)]
     return Recheck(
         errors=tuple(errors),
         unmet=tuple(text for one in judged for text in one.unmet),
