@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from evpack.runtime.docker_spec import ContainerLimits, ContainerSpec, Superviso
 from evpack.runtime.docker_step import _checked
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.base import StepContext
-from evpack.steps.remote import RESULT_FILE, Result
+from evpack.steps.remote import RESULT_FILE, Result, need_same_code
 from tests.docker.conftest import Plan
 
 DIGEST = f"sha256:{'a' * 64}"
@@ -210,3 +211,33 @@ def test_a_malformed_result_is_no_result(tmp_path: Path, value: Any) -> None:
     write_json(tmp_path / RESULT_FILE, value)
     with pytest.raises(EvidenceError):
         Result.read(tmp_path / RESULT_FILE, "s")
+
+
+@pytest.mark.parametrize(
+    ("image", "planned", "refused"),
+    [
+        (("a", False), ("a", False), None),
+        (("a", False), ("a", True), None),
+        (("a", True), ("a", True), None),
+        (("a", True), ("a", False), "a{40} with changes, the campaign was planned by a{40}$"),
+        (("b", False), ("a", False), "at commit b{40}, the campaign was planned by a{40}$"),
+        (None, ("a", False), "does not say of which commit"),
+    ],
+)
+def test_only_the_code_that_planned_computes(
+    tmp_path: Path, image: tuple[str, bool] | None, planned: tuple[str, bool], refused: str | None
+) -> None:
+    def provenance(path: Path, commit: str, dirty: bool) -> None:
+        rest = dict.fromkeys(("uri", "branch", "describe", "recorded_at"))
+        write_json(path, {**rest, "commit": commit * 40, "dirty": dirty})
+
+    run, baked = RunDir(tmp_path / "run"), tmp_path / "source_repo.json"
+    provenance(run.source_repo, *planned)
+    if image is not None:
+        provenance(baked, *image)
+    if refused is None:
+        need_same_code(run, baked)
+        return
+    with pytest.raises(BadInput) as error:
+        need_same_code(run, baked)
+    assert re.search(refused, error.value.what)

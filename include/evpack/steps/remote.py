@@ -15,7 +15,7 @@ from evpack.data.sources import source_from
 from evpack.errors import BadInput, EvidenceError, StepExit
 from evpack.files import read_json, write_json
 from evpack.home import Home
-from evpack.pack.provenance import BAKED
+from evpack.pack.provenance import BAKED, SOURCE_ENV, check_source_repo
 from evpack.plan.model import load_plan
 from evpack.plan.sources import fetch_snapshot
 from evpack.rundir import RunDir, checked_id
@@ -92,7 +92,7 @@ def work_alone(
     published: list[Path] = []
 
     def work() -> None:
-        _need_same_code(run)
+        need_same_code(run, BAKED)
         published.extend(work_here(ctx, leased.append, lease, own_process=True))
 
     exit_, error = attempted(work, step, own_process=True)
@@ -125,19 +125,31 @@ def fetch(ctx: StepContext) -> tuple[Path, ...]:
     return source_from(ctx.settings, ctx.home).files
 
 
-def _need_same_code(run: RunDir) -> None:
+def need_same_code(run: RunDir, baked: Path) -> None:
     """What is computed here counts as computed by the code that planned the campaign, so it has to be that code.
 
+    Args:
+        baked: provenance built into the package (`pack.provenance.BAKED`).
+
     Raises:
-        BadInput: when the provenance built into this package names another commit.
+        BadInput: when it is not there, names another commit, or names changes to it that the plan does not.
     """
-    if BAKED.is_file() and run.source_repo.is_file():
-        here, planned = read_json(BAKED)["commit"], read_json(run.source_repo)["commit"]
-        if here != planned:
-            raise BadInput(
-                f"this image holds evpack at commit {here}, the campaign was planned by {planned}",
-                "build the worker image from the code that plans (`make worker-image`) and name it",
-            )
+    if not baked.is_file():
+        raise BadInput(
+            "this image does not say of which commit its evpack is",
+            f"build it in a git checkout (`make worker-image`), or with {SOURCE_ENV} set",
+        )
+    here = check_source_repo(baked.read_bytes(), baked.name)
+    planned = check_source_repo(run.source_repo.read_bytes(), str(run.source_repo))
+    if here["commit"] != planned["commit"] or (here["dirty"] and not planned["dirty"]):
+        raise BadInput(
+            f"this image holds evpack at commit {_named(here)}, the campaign was planned by {_named(planned)}",
+            "build the worker image from the code that plans (`make worker-image`) and name it",
+        )
+
+
+def _named(source: dict[str, Any]) -> str:
+    return f"{source['commit']} with changes" if source["dirty"] else str(source["commit"])
 
 
 def _names(paths: Iterable[Path], run: RunDir) -> list[str]:
