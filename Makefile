@@ -13,7 +13,7 @@ AREA ?= all
 .PHONY: help study study-scheduling test-scheduling chaos venv demo demo-quick test lint format up fuzz bench docs fixture clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 venv: $(READY) ## Build .venv with every pinned package
 
