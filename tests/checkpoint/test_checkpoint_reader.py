@@ -80,6 +80,16 @@ def test_records_spare_reading_and_must_fit(make_checkpoint, tensors):
         Checkpoint(root, records)
 
 
+def test_what_was_measured_is_not_read_again_for_its_digest(make_checkpoint, tensors):
+    root = make_checkpoint(tensors)
+    digest = Checkpoint(root).digest()
+    checkpoint = Checkpoint(root)
+    for name in checkpoint.names():
+        assert torch.equal(checkpoint.measure(name), Checkpoint(root).read(name))
+    (root / "model.safetensors").unlink()
+    assert checkpoint.digest() == digest
+
+
 def test_a_callers_change_of_the_config_stays_with_the_caller(make_checkpoint, tensors):
     checkpoint = Checkpoint(make_checkpoint(tensors, config={"model_type": "llama", "rope": {"theta": 1}}))
     checkpoint.config()["rope"]["theta"] = 2

@@ -89,7 +89,7 @@ class DeltaCheckpoint:
             raise CheckpointError(
                 f"{directory}: made from the checkpoint {self.variant.baseline_digest[:12]}, not from this baseline "
                 f"{baseline.digest()[:12]}",
-                _MEND,
+                "give the checkpoint that it was made from, or create the variant again",
             )
         if strangers := set(self.variant.removed) - set(baseline.names()):
             raise CheckpointError(f"{directory}: removes {min(strangers)!r}, which the baseline does not have", _MEND)

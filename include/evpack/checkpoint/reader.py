@@ -124,12 +124,18 @@ class Checkpoint:
         """A copy of the content of config.json."""
         return copy.deepcopy(self._config)
 
+    def measure(self, name: str) -> torch.Tensor:
+        """As `read`; its digest is known from then on. For who wants both of a checkpoint that nobody has recorded."""
+        tensor = self.read(name)
+        if name not in self._records:
+            info = self.info(name)
+            self._records[name] = TensorRecord(dtype=info.dtype, shape=info.shape, sha256=tensor_sha256(tensor))
+        return tensor
+
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's bytes; read from disk once, unless a record is known."""
         if name not in self._records:
-            info = self.info(name)
-            digest = tensor_sha256(self.read(name))
-            self._records[name] = TensorRecord(dtype=info.dtype, shape=info.shape, sha256=digest)
+            self.measure(name)
         return self._records[name].sha256
 
     def digest(self) -> str:

@@ -7,23 +7,28 @@ baseline's is not read again, so that a variant of one tensor costs one tensor. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evpack.checkpoint.contents import Contents
-from evpack.checkpoint.reader import CheckpointLike, contents_of
+from evpack.checkpoint.reader import Checkpoint, CheckpointLike, contents_of
 from evpack.errors import CheckpointError
 from evpack.guards.base import GuardResult
 from evpack.guards.invariants_assess import assess, finite_findings, loading_findings
 
+if TYPE_CHECKING:
+    import torch
 
-def require_finite(baseline: CheckpointLike) -> None:
-    """Refuse a baseline with NaN or infinite elements: nothing can be compared with it. Reads every tensor once.
+
+def require_finite(baseline: Checkpoint) -> None:
+    """Refuse a baseline with NaN or infinite elements: nothing can be compared with it.
+
+    Reads every tensor once, also for its digest.
 
     Raises:
         CheckpointError: naming the first such tensor.
     """
     for name in baseline.names():
-        if bad := count_non_finite(baseline, name):
+        if bad := count_non_finite(baseline.measure(name)):
             raise CheckpointError(
                 f"baseline tensor {name!r} holds {bad} NaN or infinite elements", "give a healthy baseline"
             )
@@ -46,16 +51,15 @@ def validate(
     contents = contents_of(subject)
     before = {name: record.sha256 for name, record in baseline.tensors.items()}
     changed = [name for name, record in sorted(contents.tensors.items()) if before.get(name) != record.sha256]
-    non_finite = {name: bad for name in changed if (bad := count_non_finite(subject, name))}
+    non_finite = {name: bad for name in changed if (bad := count_non_finite(subject.read(name)))}
     observed = [*finite_findings(non_finite), *loading_findings(unexplained_keys, load_error)]
     return assess(contents, baseline, declaration, observed)
 
 
-def count_non_finite(source: CheckpointLike, name: str) -> int:
-    """NaN and infinite elements of one stored tensor."""
+def count_non_finite(tensor: torch.Tensor) -> int:
+    """NaN and infinite elements of a tensor as it is stored."""
     import torch
 
-    tensor = source.read(name)
     if not tensor.is_floating_point():
         return 0
     if tensor.element_size() == 1:  # isfinite knows no 8-bit floats

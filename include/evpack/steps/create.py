@@ -89,7 +89,8 @@ def _edited(ctx: StepContext, model: ModelDir, baseline: Checkpoint, edits: Mapp
         variants = apply_edits(baseline, places)
         for scenario, made in variants.items():
             if isinstance(made, EvpackError):
-                log.warning("%s cannot be made, as its own step will tell: %s", scenario, made)
+                if scenario != own:
+                    log.warning("%s cannot be made, as its own step will tell: %s", scenario, made)
                 continue
             _stored(ctx, made, baseline)
             with publishing(model.variant(scenario), str(ctx.attempt)) as directory:
