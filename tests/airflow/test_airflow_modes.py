@@ -18,6 +18,7 @@ from evpack.rundir import RunDir
 from evpack.runtime import process
 from evpack.runtime.outcome import calibration_outcome
 from evpack.runtime.threads import frozen_settings
+from evpack.steps import runner
 from evpack.steps.plan import open_campaign
 from evpack.steps.runner import input_digest
 from evpack.steps.state import read_marker
@@ -29,8 +30,11 @@ def done(run: RunDir) -> set[str]:
     return {step.id for step in load_plan(run).steps if read_marker(run, step.id) is not None}
 
 
-def test_calibrate_only_then_run_only_on_the_same_plan(play: Any, cells: list[str], tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+def test_calibrate_only_then_run_only_on_the_same_plan(
+    play: Any, cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, written = RunDir(tmp_path / "run"), list[str]()
+    monkeypatch.setattr(runner, "write_timeline", lambda run, plan: written.append(run.root.name))
     state, tasks = play(run.root, suite_mode="calibrate-only")
     assert state == "success"
     assert done(run) == {"fixture.setup_baseline", "fixture.calibrate", "fixture.derive_preset"}
@@ -55,6 +59,7 @@ def test_calibrate_only_then_run_only_on_the_same_plan(play: Any, cells: list[st
     assert {name: read_marker(run, name) for name in before} == before
     progress = read_json(run.progress)
     assert (progress["pending"], progress["running"]) == (0, 0)  # the closing steps are counted as they ended
+    assert written == ["run", "run"]  # once by each DAG run, however many closing steps it has
 
 
 def test_a_failed_calibration_makes_calibrate_only_red(

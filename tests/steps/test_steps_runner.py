@@ -389,3 +389,14 @@ def test_a_fault_of_the_file_system_around_a_step_is_classed_as_one_within(
     monkeypatch.setattr(runner, "run_step", broken)
     assert runner.main_step(run.root, SETUP, 1, None) == code
     assert str(run.root) in capsys.readouterr().err
+
+
+def test_a_closing_step_by_hand_leaves_the_summaries(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert runner.main_step(run.root, SETUP, 1, None) == StepExit.OK
+    assert not run.progress.exists()
+    monkeypatch.setattr(runner, "ALWAYS_RUN", {SETUP})
+    monkeypatch.setattr(runner, "run_step", lambda *_, **__: StepExit.PERMANENT)
+    assert runner.main_step(run.root, SETUP, 1, None) == StepExit.PERMANENT
+    assert read_json(run.progress)["completed"] == 1
+    assert run.errors.is_file() and (run.analysis / "timeline.svg").is_file()

@@ -115,8 +115,6 @@ def run_step(
             exit_, error = attempted(attempt_it, step, own_process=own_process)
         finally:
             record.end(exit_, error)
-            if step.type in ALWAYS_RUN:
-                write_summaries(run, plan)
     return exit_
 
 
@@ -428,7 +426,16 @@ def in_own_process(attempt: Callable[[], StepExit]) -> int:
 
 
 def main_step(run_dir: Path, step_id: str, attempt: int, dag_run: str | None, lease: LeaseDevices | None = None) -> int:
-    """`evpack step` with all its books: `run_step` in this process; its exit code."""
-    return in_own_process(
-        lambda: run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True, lease=lease)
-    )
+    """`evpack step` with all its books: `run_step` in this process; its exit code.
+
+    No gate follows a closing step that is run by hand, so the summaries are written here.
+    """
+
+    def attempt_it() -> StepExit:
+        exit_ = run_step(run_dir, step_id, attempt=attempt, dag_run=dag_run, own_process=True, lease=lease)
+        if step_id in ALWAYS_RUN:
+            run = RunDir(run_dir.absolute())
+            write_summaries(run, load_plan(run))
+        return exit_
+
+    return in_own_process(attempt_it)
