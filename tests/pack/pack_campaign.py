@@ -248,7 +248,7 @@ def runtime_of(report: bytes, preset: Path) -> dict[str, Any]:
         "config": {"path": f"presets/{preset.name}", "sha256": sha256_file(preset), "source": "file"},
         "execution_mode": "host-bypass",
         "runtime": {
-            "image_ref": None,
+            "image_ref": "none",
             "image_digest": None,
             **dict.fromkeys(("container_execution", "allow_network", "allow_remote_code"), False),
             "allow_third_party_plugins": False,

@@ -27,6 +27,7 @@ CONTROL = {"checksums.sha256", "manifest.json", "manifest.signature.json"}
 CONTROL |= {f"metadata/{name}" for name in CONTROL}
 RUNTIME_KEYS = {"manifest_version", "generated_at_utc", "verifier_contract_version", "report", "config"}
 RUNTIME_KEYS |= {"execution_mode", "runtime", "context"}
+RUNTIME_FLAGS = ("container_execution", "allow_network", "allow_remote_code", "allow_third_party_plugins")
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -134,6 +135,12 @@ def test_a_runtime_manifest_stands_beside_every_report(pack: Path) -> None:
         assert (value["manifest_version"], value["verifier_contract_version"]) == (1, "runtime-manifest-v1")
         assert value["report"]["sha256"] == sha256(path) and value["config"]["source"] in ("file", "inline", "missing")
         assert value["execution_mode"] in ("container", "host-bypass")
+        runtime = value["runtime"]
+        assert isinstance(runtime["image_ref"], str) and runtime["image_ref"]
+        assert runtime["image_digest"] is None or PREFIXED.fullmatch(runtime["image_digest"])
+        assert all(isinstance(runtime[name], bool) for name in RUNTIME_FLAGS) and len(runtime) == 2 + len(RUNTIME_FLAGS)
+        assert value["report"].keys() == {"path", "filename", "sha256"}
+        assert value["config"].keys() == {"path", "sha256", "source"}
 
 
 def test_the_files_the_format_names_are_where_it_says(pack: Path) -> None:
@@ -149,4 +156,5 @@ def test_the_files_the_format_names_are_where_it_says(pack: Path) -> None:
     assert {"clean_reports", "error_injection_reports", "failed_reports", "policy_profile"} == summary.keys()
     assert summary["failed_reports"] == 0 and summary["clean_reports"] > 0
     for path in reports(pack):
-        assert load(path.with_name("verify.json"))["summary"] == {"ok": True, "reason": "ok"}
+        outcome = load(path.with_name("verify.json"))
+        assert outcome["format_version"] == "verify-v1" and outcome["summary"] == {"ok": True, "reason": "ok"}

@@ -21,6 +21,9 @@ SOURCE_ENV = "EVPACK_SOURCE_REPO"
 BAKED = Path(__file__).with_name("source_repo.json")
 """Provenance put into a wheel or an image when it is built; absent in a checkout."""
 
+NO_IMAGE = "none"
+"""What a runtime manifest names where no container ran: the format wants a text for `image_ref`, never null."""
+
 _FIELDS = ("uri", "commit", "branch", "describe", "dirty", "recorded_at")
 _MEND = (
     f"run from a git checkout, or set {SOURCE_ENV} to a complete source_repo.json "

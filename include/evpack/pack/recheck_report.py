@@ -18,11 +18,14 @@ from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
 from evpack.pack.papers import subject_of
 from evpack.pack.profiles import Profile, unexpected
+from evpack.pack.provenance import NO_IMAGE
 from evpack.pack.recheck_guards import Case, guard_problems
 from evpack.pack.recheck_model import ModelFacts, window_problems
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
 from evpack.verdict.outcome import RunOutcome, judge
 
+VERIFY_FORMAT = "verify-v1"
+"""Name that the reference gives to outcomes of single reports."""
 _SCORED_AGAIN = 0.01
 """Nats per token, mean over a run's windows: several times what another precision or batch moves single windows by
 (sd up to 0.0016 for bf16 against fp32), and a tenth of the shift that a limit of 1.10 allows a subject."""
@@ -231,7 +234,7 @@ def _runtime(campaign: Campaign, place: str, report: Mapping[str, Any]) -> Itera
         "generated_at_utc": (value["generated_at_utc"], entry(report, "artifacts", "generated_at")),
         "allow_network": (value["runtime"]["allow_network"], campaign.settings.net),
         "container_execution": (value["runtime"]["container_execution"], contained),
-        "an image": (value["runtime"]["image_ref"] is not None, contained),
+        "an image": (value["runtime"]["image_ref"] != NO_IMAGE, contained),
         "an image digest": (value["runtime"]["image_digest"] is not None, contained),
     }
     for name, (given, ours) in expected.items():
@@ -254,7 +257,7 @@ def _verified(found: ReportEvidence, errors: tuple[str, ...]) -> bytes:
     reason = "ok" if ok else "malformed" if found.report is None else "policy_fail"
     return pretty_json(
         {
-            "format_version": "report-verify-v1",
+            "format_version": VERIFY_FORMAT,
             "summary": {"ok": ok, "reason": reason},
             "results": [
                 {

@@ -18,7 +18,7 @@ from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 from evpack.pack.profiles import Profile, unmet
 from evpack.pack.recheck_model import check_model
-from evpack.pack.recheck_report import Judged, judge_report, pack_name
+from evpack.pack.recheck_report import VERIFY_FORMAT, Judged, judge_report, pack_name
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
 from evpack.verdict.evidence import expected_reports
@@ -64,7 +64,7 @@ def document(checks: Sequence[ReportCheck]) -> dict[str, Any]:
     """Checks in the reference's form; the worst of them decides."""
     worst = max(checks, key=lambda check: check.exit_code)
     return {
-        "format_version": "report-verify-v1",
+        "format_version": VERIFY_FORMAT,
         "summary": {"ok": worst.exit_code == 0, "reason": worst.reason},
         "results": [check.result() for check in checks],
         "resolution": {"exit_code": worst.exit_code},

@@ -12,6 +12,7 @@ from evpack import __version__
 from evpack.evaluation.report import REPORT_NAME
 from evpack.evaluation.scoring import versions
 from evpack.files import read_json, sha256_bytes, sha256_file
+from evpack.pack.provenance import NO_IMAGE
 from evpack.steps.base import StepContext
 
 IMAGE_ENV = "EVPACK_IMAGE"
@@ -67,7 +68,7 @@ def runtime_manifest(
         },
         "execution_mode": "container" if image else "host-bypass",
         "runtime": {
-            "image_ref": image,
+            "image_ref": image or NO_IMAGE,
             "image_digest": image and image[image.index("sha256:") :],
             "container_execution": image is not None,
             "allow_network": ctx.settings.net,
