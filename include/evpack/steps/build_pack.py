@@ -45,11 +45,8 @@ def check_pack(settings: Settings, run: RunDir) -> None:
 def build_pack(ctx: StepContext) -> list[Path]:
     """Publish the pack and reports/evidence_pack.json, which says what was built (the pack may be elsewhere).
 
-    With PACK_BUILD=0 nothing is published; `evpack build` can still seal the run directory later.
+    With PACK_BUILD=0 the runner calls neither this nor `verify_pack`; `evpack build` can still seal the run directory.
     """
-    if not ctx.settings.build_pack:
-        log.info("no pack is built (PACK_BUILD is off)")
-        return []
     target = pack_path(ctx.run, ctx.settings)
     key = signing_key_of(ctx.settings, ctx.home)
     built = build(ctx.run, key=key, out=target, html=not ctx.settings.skip_html, form=ctx.settings.layout)

@@ -158,13 +158,13 @@ def _finish(ctx: StepContext, record: state.Attempt, work: Work) -> None:
         log.info("%s is done already (%s)", ctx.step.id, done.finished_at)
         return
     marker = None if ctx.step.type in ALWAYS_RUN else state.read_marker(ctx.run, ctx.step.id)
-    skipped = _skipped(ctx.plan, ctx.step)
+    skipped = _skipped(ctx)
     creates = ctx.step.type is StepType.CREATE and skipped is None
     with room_for(ctx.run, ctx.plan, ctx.step) if creates else nullcontext():
         if marker is not None:
             _set_aside(ctx, marker)
         if skipped is not None:
-            log.info("%s: nothing to do, the tuned parameters skip its edit: %s", ctx.step.id, skipped)
+            log.info("%s: nothing to do, %s", ctx.step.id, skipped)
         elif ctx.step.type is StepType.EVALUATE:
             _have_variant(ctx, record, work)
             inputs = input_digest(ctx.run, ctx.plan, ctx.step)
@@ -263,15 +263,18 @@ def work_here(
         return _function(ctx.step.type)(replace(ctx, leased=leased))
 
 
-def _skipped(plan: CampaignPlan, step: StepPlan) -> str | None:
-    """Why a create or evaluate step makes nothing, by its resolved edit; None when there is work.
+def _skipped(ctx: StepContext) -> str | None:
+    """Why a step makes nothing: its resolved edit is skipped, or no pack is wanted; None when there is work.
 
-    The step succeeds, so that nothing behind it is blocked; the verdict still lacks the evidence.
+    The step succeeds, so that nothing behind it is blocked; the verdict still lacks a skipped edit's evidence.
     """
+    step = ctx.step
+    if step.type in (StepType.BUILD_PACK, StepType.VERIFY_PACK):
+        return None if ctx.settings.build_pack else "PACK_BUILD is off"
     if step.type not in (StepType.CREATE, StepType.EVALUATE):
         return None
-    edit = plan.step(make_step_id(StepType.CREATE, step.model, step.scenario)).edit
-    return edit.reason if edit is not None and edit.status == "skipped" else None
+    edit = ctx.plan.step(make_step_id(StepType.CREATE, step.model, step.scenario)).edit
+    return f"the tuned parameters skip its edit: {edit.reason}" if edit and edit.status == "skipped" else None
 
 
 def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:
