@@ -80,6 +80,7 @@ def test_variables_name_the_files(tmp_path: Path) -> None:
         ("dataset: {}", "'dataset' cannot be configured here"),
         ("guards: {spectral: {max_kaps: 2}}", "'guards.spectral.max_kaps' cannot be configured here"),
         ("guards: {spectral: {scope: ffn}}", "'guards.spectral.scope' cannot be configured here"),
+        ("guards: {rmt: {margin: 2}}", "'guards.rmt.margin' cannot be configured here"),  # nothing reads it
         ("guards: {invariants: {max: 2}}", "'guards.invariants.max' cannot be configured here"),
         ("guards: 2", "'guards' cannot be configured here"),
         ("primary_metric: {ratio_limit: 2}", "'ratio_limit' cannot be configured here"),

@@ -35,6 +35,8 @@ _FRACTIONS = (
     "verdict.informational_min_signal_fraction",
 )
 _GUARDS = ("spectral.", "rmt.", "variance.")
+_IDLE = frozenset({"rmt.deadband", "rmt.margin", "variance.alpha", "variance.max_calib", "variance.seed"})
+"""Shown as the reference has them; no guard reads them, so that nobody may believe to set a limit with one."""
 _SIGNAL_KINDS = frozenset({"gate_flip", "remediation", "detected_shift"})
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | list[StrictStr] | list[StrictFloat] | None
@@ -203,7 +205,7 @@ def guard_limits() -> frozenset[str]:
     return frozenset(
         f"guards.{key}"
         for key, kinds in _shipped_kinds().items()
-        if key.startswith(_GUARDS) and not kinds.isdisjoint({"number", "switch"})
+        if key.startswith(_GUARDS) and key not in _IDLE and not kinds.isdisjoint({"number", "switch"})
     )
 
 
