@@ -148,6 +148,13 @@ def test_the_tuned_scope_wins_and_the_specs_scope_fills_in():
     assert resolve("magnitude_prune:clean:attn", entry).edit_dir_name == "prune_10pct_clean"
 
 
+def test_two_names_of_a_parameter_must_agree():
+    entry = {"status": "selected", "bits": 4, "bitwidth": 4}
+    assert resolve("quant_rtn:clean:ffn", entry).bits == 4
+    with pytest.raises(EditSpecError, match="bits 4 and bitwidth 3 mean the same"):
+        resolve("quant_rtn:clean:ffn", entry | {"bitwidth": 3})
+
+
 def test_aliases_and_the_default_group_size():
     edit = resolve("quant_rtn:clean:ffn", {"status": "selected", "bitwidth": 4})
     assert (edit.bits, edit.group_size) == (4, 128)

@@ -239,6 +239,13 @@ def _directory_name(edit_type: EditType, parameters: EditParameters, version: Ve
 
 def _parameters(edit_type: EditType, values: Mapping[str, Any], where: str) -> EditParameters:
     """Check the parameters of a type, given as text (spec) or as JSON numbers (tuned entry)."""
+    for alias, meant in _ALIASES.items():
+        if alias in values and values[alias] != values.get(meant, values[alias]):
+            raise EditSpecError(
+                "invalid_tuned_edit_params",
+                f"{where}: {meant} {values[meant]!r} and {alias} {values[alias]!r} mean the same and differ",
+                f"keep one of them, {meant}",
+            )
     given = {_ALIASES.get(key, key): value for key, value in values.items()}
     match edit_type:
         case "quant_rtn":
