@@ -16,6 +16,7 @@ from evpack.data.windows import WindowDemand, schedule_runs
 from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.interval import paired_t_interval
 from evpack.evaluation.records import WindowRecords
+from evpack.pack import layout
 from studies.ground import Ground
 from studies.judged import report_directory
 from studies.proportion import proportion
@@ -73,8 +74,8 @@ def differences(ground: Ground, subject: Subject) -> list[float]:
     """Paired differences of the log-loss per token over all of a subject's runs, in the order of the text."""
     found: dict[int, float] = {}
     for run in subject.runs:
-        ours = WindowRecords.parse((report_directory(ground, subject, run) / "records.json").read_bytes(), "records")
-        theirs = WindowRecords.parse(ground.calibration(run, "records.json"), "records")
+        ours = WindowRecords.parse((report_directory(ground, subject, run) / layout.RECORDS).read_bytes(), "records")
+        theirs = WindowRecords.parse(ground.calibration(run, layout.RECORDS), "records")
         for now, before in zip(ours.windows, theirs.windows, strict=True):
             found[now.id] = ((now.nll_sum or math.nan) - (before.nll_sum or math.nan)) / now.predicted_tokens
     return [found[window] for window in sorted(found)]

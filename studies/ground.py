@@ -19,6 +19,7 @@ from evpack.guards.hooks import CONTRACT
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
 from evpack.home import Home
+from evpack.pack import layout
 from evpack.plan.campaign import plan_campaign
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan
 from evpack.rundir import ModelDir, RunDir
@@ -26,7 +27,7 @@ from evpack.settings import Settings
 from evpack.steps.base import StepContext
 from evpack.steps.calibrate import calibrate
 from evpack.steps.derive_preset import derive_preset
-from evpack.steps.guarding import ACTIVATIONS_FILE, baseline_spectral_file
+from evpack.steps.guarding import baseline_spectral_file
 from evpack.steps.setup_baseline import setup_baseline
 from evpack.steps.subject import measured_noop_shift
 
@@ -142,7 +143,7 @@ class Ground:
 
     def activations(self, run: int) -> ActivationRecords:
         """The baseline's activations on the sampled windows of a run."""
-        return ActivationRecords.parse(self.calibration(run, ACTIVATIONS_FILE), ACTIVATIONS_FILE)
+        return ActivationRecords.parse(self.calibration(run, layout.ACTIVATIONS), layout.ACTIVATIONS)
 
 
 def _planned(run: RunDir, settings: Settings, home: Home) -> CampaignPlan:

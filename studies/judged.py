@@ -18,9 +18,9 @@ from evpack.files import Json, read_json, write_json
 from evpack.guards import chain, probes
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
+from evpack.pack import layout
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.steps.evaluate import evaluate
-from evpack.steps.guarding import ACTIVATIONS_FILE, SPECTRAL_FILE
 from evpack.verdict.evidence import ReportEvidence, ReportKey
 from evpack.verdict.outcome import RunOutcome, judge
 from studies.ground import Ground
@@ -110,8 +110,8 @@ def judged(ground: Ground, subject: Subject, run: int, policy: Policy, every: in
     directory = report_directory(ground, subject, run)
     report = dict(read_json(directory / REPORT_NAME))
     records, baseline = (
-        _thinned(WindowRecords.parse(data, "records.json"), every)
-        for data in ((directory / "records.json").read_bytes(), ground.calibration(run, "records.json"))
+        _thinned(WindowRecords.parse(data, layout.RECORDS), every)
+        for data in ((directory / layout.RECORDS).read_bytes(), ground.calibration(run, layout.RECORDS))
     )
     available = ground.windows.tokens.size
     result = assess(records, baseline, policy, tokens_available=available, noop_shift=ground.noop_shift)
@@ -159,11 +159,11 @@ def _guard_blocks(
     clean = subject.scenario.category is Category.CLEAN
     declaration = chain.Declaration.of(subject.edit, ground.baseline, clean=clean)
     blocks: dict[str, Any] = {}
-    if (directory / SPECTRAL_FILE).is_file():
-        ours = SpectralRecords.parse((directory / SPECTRAL_FILE).read_bytes(), SPECTRAL_FILE)
+    if (directory / layout.SPECTRAL).is_file():
+        ours = SpectralRecords.parse((directory / layout.SPECTRAL).read_bytes(), layout.SPECTRAL)
         blocks["spectral"] = chain.spectral_block(ours, ground.spectral, policy, declaration)
-    if (directory / ACTIVATIONS_FILE).is_file():
-        now = ActivationRecords.parse((directory / ACTIVATIONS_FILE).read_bytes(), ACTIVATIONS_FILE)
+    if (directory / layout.ACTIVATIONS).is_file():
+        now = ActivationRecords.parse((directory / layout.ACTIVATIONS).read_bytes(), layout.ACTIVATIONS)
         before = ground.activations(run)
         blocks["rmt"] = chain.guarded("rmt", lambda: chain.rmt_block(now, before, policy, declaration))
         blocks["variance"] = chain.guarded(

@@ -13,7 +13,7 @@ from evpack.catalog.policy import Policy
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.rmt import block_count, mean_risks, trimmed_mean
 from evpack.guards.spectral_records import SpectralRecords, family
-from evpack.steps.guarding import ACTIVATIONS_FILE, SPECTRAL_FILE
+from evpack.pack import layout
 from evpack.verdict.outcome import RunOutcome
 from studies.ground import Ground
 from studies.judged import judged, report_directory
@@ -57,7 +57,7 @@ def _statistics(ground: Ground, subject: Subject, run: int, report: dict[str, An
         "spectral_ratio": summary.get("max_abs_log_ratio"),
         "caps_applied": spectral.get("caps_applied"),
         "stable_rank_ratio": summary.get("smallest_stable_rank_ratio"),
-        "collapsed_share": _collapsed(report_directory(ground, subject, run) / SPECTRAL_FILE),
+        "collapsed_share": _collapsed(report_directory(ground, subject, run) / layout.SPECTRAL),
         "variance_deviation": variance.get("max_abs_deviation"),
         **edge_statistics(ground, subject, run),
     }
@@ -73,7 +73,7 @@ def _collapsed(file: Path) -> float | None:
 
 def edge_statistics(ground: Ground, subject: Subject, run: int) -> dict[str, float | None]:
     """Ways to sum up how far edge risks moved."""
-    file = report_directory(ground, subject, run) / ACTIVATIONS_FILE
+    file = report_directory(ground, subject, run) / layout.ACTIVATIONS
     if not file.is_file():
         return {}
     now = mean_risks(ActivationRecords.parse(file.read_bytes(), file.name))

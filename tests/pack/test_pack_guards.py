@@ -205,13 +205,3 @@ def test_a_probe_follows_from_the_figures_beside_it(file: str, change: Change) -
     untouched = forged.problems(place)
     forged.change(place + file, change)
     assert len(forged.problems(place)) > len(untouched)
-
-
-def test_names_of_files_are_those_that_steps_write() -> None:
-    from evpack.steps import guarding, pairing
-
-    assert (layout.SPECTRAL, layout.ACTIVATIONS) == (guarding.SPECTRAL_FILE, guarding.ACTIVATIONS_FILE)
-    assert (layout.BASELINE_RECORDS, layout.BASELINE_ACTIVATIONS) == (
-        pairing.BASELINE_RECORDS_FILE,
-        pairing.BASELINE_ACTIVATIONS_FILE,
-    )

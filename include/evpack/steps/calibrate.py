@@ -13,9 +13,9 @@ from evpack.evaluation.noop import NOOP_FILE, NOOP_SCENARIO, noop_digest
 from evpack.evaluation.records import ARMS, Arm, Compute, WindowRecords
 from evpack.files import publishing, sha256_bytes, write_atomic, write_json
 from evpack.guards import chain, spectral
+from evpack.pack import layout
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import (
-    ACTIVATIONS_FILE,
     baseline_spectral_file,
     calibrated_spectral,
     encoded,
@@ -51,9 +51,9 @@ def calibrate(ctx: StepContext) -> list[Path]:
         target = bench.place.calibration / f"run_{run.run}"
         published.append(target)
         if target.exists():
-            found = bench.found_records(target / "records.json", run, digest)
-            heard_too = not sampled or found_activations(bench, target / ACTIVATIONS_FILE, run, sampled) is not None
-            complete = heard_too and (target / "baseline_report.json").is_file()
+            found = bench.found_records(target / layout.RECORDS, run, digest)
+            heard_too = not sampled or found_activations(bench, target / layout.ACTIVATIONS, run, sampled) is not None
+            complete = heard_too and (target / layout.BASELINE_REPORT).is_file()
             if found is not None and found.compute == compute and complete:
                 log.info("calibration run %d is there already", run.run)
                 continue
@@ -62,11 +62,11 @@ def calibrate(ctx: StepContext) -> list[Path]:
         records = bench.records(run, bench.score(model, run, listener), compute, digest)
         report = _report(ctx, bench, records)
         with publishing(target, str(ctx.attempt)) as part:
-            write_atomic(part / "records.json", records_bytes(records))
-            write_json(part / "baseline_report.json", report)
+            write_atomic(part / layout.RECORDS, records_bytes(records))
+            write_json(part / layout.BASELINE_REPORT, report)
             if listener is not None:
                 activations = heard(bench, run, listener, bench.baseline, baseline=True)
-                write_atomic(part / ACTIVATIONS_FILE, encoded(activations))
+                write_atomic(part / layout.ACTIVATIONS, encoded(activations))
         log.info("calibration run %d: perplexity %.4f / %.4f", run.run, *(report["primary_metric"][a] for a in ARMS))
     return [*published, _noop(bench, model, compute)]
 
@@ -115,7 +115,7 @@ def _report(ctx: StepContext, bench: Bench, records: WindowRecords) -> dict[str,
         },
         "compute": records.compute.model_dump(),
         "checkpoint_digest": records.checkpoint_digest,
-        "records": {"path": "records.json", "sha256": sha256_bytes(records_bytes(records))},
+        "records": {"path": layout.RECORDS, "sha256": sha256_bytes(records_bytes(records))},
     }
 
 

@@ -12,6 +12,7 @@ from evpack.catalog.policy import Policy
 from evpack.data.windows import BASE_SEED
 from evpack.files import read_json, write_atomic, write_json
 from evpack.guards.spectral_records import SpectralRecords
+from evpack.pack import layout
 from evpack.presets.derive import derive, read_preset
 from evpack.presets.guard_sections import edit_variant, guard_sections
 from evpack.rundir import ModelDir
@@ -37,7 +38,7 @@ def derive_preset(ctx: StepContext) -> list[Path]:
         write_atomic(target, reused["text"].encode("utf-8"))
         log.info("preset of %s taken from %s", model.label, reused["file"])
         return [target, *_variants(ctx, model.name, read_preset(target))]
-    reports = [read_json(place.calibration / f"run_{k}" / "baseline_report.json") for k in range(1, count + 1)]
+    reports = [read_json(place.calibration / f"run_{k}" / layout.BASELINE_REPORT) for k in range(1, count + 1)]
     preset, stats = derive(
         reports,
         baseline=place.baseline.relative_to(ctx.run.root).as_posix(),

@@ -23,13 +23,14 @@ from evpack.guards import chain, invariants_assess, spectral, variance
 from evpack.guards.hooks import Listener
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.variance_scales import scaled
+from evpack.pack import layout
 from evpack.presets.derive import read_preset
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import Evidence, declaration_of, heard, listen, listener_for, subset, weigh
-from evpack.steps.pairing import RECORDS_FILE, BaselineSide, baseline_sides
+from evpack.steps.pairing import BaselineSide, baseline_sides
 from evpack.steps.probing import Probing
 from evpack.steps.repeats import is_repeated, repeat
-from evpack.steps.reporting import MANIFEST_NAME, report_files
+from evpack.steps.reporting import report_files
 from evpack.steps.runtime_manifest import runtime_facts
 from evpack.steps.subject import Bench, measured_noop_shift, set_aside
 from evpack.steps.trial import Case, Subject
@@ -152,8 +153,8 @@ class _Evaluation:
 
     def is_there(self, target: Path, run: RunWindows, baseline: BaselineSide, compute: Compute) -> bool:
         """Whether an earlier attempt's report is of this subject, these windows and this baseline."""
-        found = self.bench.found_records(target / RECORDS_FILE, run, self.subject.checkpoint.digest())
-        if found is None or found.compute != compute or not (target / MANIFEST_NAME).is_file():
+        found = self.bench.found_records(target / layout.RECORDS, run, self.subject.checkpoint.digest())
+        if found is None or found.compute != compute or not (target / layout.RUNTIME).is_file():
             return False
         try:
             report = check_report((target / REPORT_NAME).read_bytes())

@@ -18,12 +18,10 @@ from evpack.guards.hooks import CONTRACT, Listener
 from evpack.guards.hooks_records import ActivationRecords, evenly_spaced
 from evpack.guards.spectral_measure import measure_baseline, measure_subject
 from evpack.guards.spectral_records import SpectralRecords
+from evpack.pack import layout
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext
 from evpack.steps.subject import Bench
-
-SPECTRAL_FILE = "spectral_records.json"
-ACTIVATIONS_FILE = "activation_records.json"
 
 
 def encoded(records: SpectralRecords | ActivationRecords) -> bytes:
@@ -33,7 +31,7 @@ def encoded(records: SpectralRecords | ActivationRecords) -> bytes:
 
 def baseline_spectral_file(place: ModelDir) -> Path:
     """Figures of the baseline's matrices, once per model."""
-    return place.calibration / SPECTRAL_FILE
+    return place.calibration / layout.SPECTRAL
 
 
 def calibrated_spectral(bench: Bench, policy: Policy) -> bytes:
@@ -122,9 +120,9 @@ def weigh(
         data = file.read_bytes()
         baseline = SpectralRecords.parse(data, file.name)
         records = measure_subject(subject, bench.baseline, policy)
-        evidence.files[SPECTRAL_FILE] = encoded(records)
+        evidence.files[layout.SPECTRAL] = encoded(records)
         return chain.spectral_block(records, baseline, policy, declaration) | {
-            "records": _places(evidence.files, SPECTRAL_FILE, file.relative_to(bench.place.root), data)
+            "records": _places(evidence.files, layout.SPECTRAL, file.relative_to(bench.place.root), data)
         }
 
     evidence.blocks[spectral.NAME] = chain.guarded(spectral.NAME, work)
@@ -157,9 +155,9 @@ def listen(
 
         def work(name: str = name) -> dict[str, Any]:
             records = hear()
-            evidence.files[ACTIVATIONS_FILE] = encoded(records)
+            evidence.files[layout.ACTIVATIONS] = encoded(records)
             block = works[name](records, ActivationRecords.parse(baseline, baseline_path.name))
-            return block | {"records": _places(evidence.files, ACTIVATIONS_FILE, baseline_path, baseline)}
+            return block | {"records": _places(evidence.files, layout.ACTIVATIONS, baseline_path, baseline)}
 
         evidence.blocks[name] = chain.guarded(name, work)
     return evidence

@@ -7,13 +7,10 @@ from pathlib import Path
 
 from evpack.data.windows import RunWindows
 from evpack.evaluation.records import WindowRecords
+from evpack.pack import layout
 from evpack.steps.base import log
-from evpack.steps.guarding import ACTIVATIONS_FILE, encoded, found_activations, heard, listener_for
+from evpack.steps.guarding import encoded, found_activations, heard, listener_for
 from evpack.steps.subject import Bench, records_bytes
-
-RECORDS_FILE = "records.json"
-BASELINE_RECORDS_FILE = "baseline_records.json"
-BASELINE_ACTIVATIONS_FILE = "baseline_activation_records.json"
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,19 @@ class BaselineSide:
     @property
     def records_path(self) -> Path:
         """Where its losses stand, relative to the model's directory."""
-        return self.place / (BASELINE_RECORDS_FILE if self.rescored else RECORDS_FILE)
+        return self.place / (layout.BASELINE_RECORDS if self.rescored else layout.RECORDS)
 
     @property
     def activations_path(self) -> Path:
         """Where its activation records stand, relative to the model's directory."""
-        return self.place / (BASELINE_ACTIVATIONS_FILE if self.rescored else ACTIVATIONS_FILE)
+        return self.place / (layout.BASELINE_ACTIVATIONS if self.rescored else layout.ACTIVATIONS)
 
     def files(self) -> dict[str, bytes]:
         """What belongs beside the report, by name."""
         if not self.rescored:
             return {}
-        activations = {} if self.activations is None else {BASELINE_ACTIVATIONS_FILE: self.activations}
-        return {BASELINE_RECORDS_FILE: self.data, **activations}
+        activations = {} if self.activations is None else {layout.BASELINE_ACTIVATIONS: self.activations}
+        return {layout.BASELINE_RECORDS: self.data, **activations}
 
 
 def baseline_sides(bench: Bench, runs: dict[RunWindows, Path], sampled: int) -> dict[int, BaselineSide]:
@@ -78,9 +75,9 @@ def baseline_sides(bench: Bench, runs: dict[RunWindows, Path], sampled: int) -> 
 
 def _calibrated(bench: Bench, run: RunWindows, sampled: int) -> BaselineSide | None:
     place = bench.place.calibration / f"run_{run.run}"
-    records = bench.found_records(place / RECORDS_FILE, run, bench.baseline.digest())
-    activations = found_activations(bench, place / ACTIVATIONS_FILE, run, sampled) if sampled else None
+    records = bench.found_records(place / layout.RECORDS, run, bench.baseline.digest())
+    activations = found_activations(bench, place / layout.ACTIVATIONS, run, sampled) if sampled else None
     if records is None or not bench.expects(records.compute) or (sampled and activations is None):
         return None
-    data = (place / RECORDS_FILE).read_bytes()
+    data = (place / layout.RECORDS).read_bytes()
     return BaselineSide(records, data, activations, place.relative_to(bench.place.root), rescored=False)

@@ -11,13 +11,12 @@ from evpack.evaluation.bca import bca_interval
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import REPORT_NAME, RecordFile, ReportMeta, build_report, provider_digest
 from evpack.files import pretty_json, utc_now
+from evpack.pack import layout
 from evpack.steps.base import StepContext, log
-from evpack.steps.pairing import RECORDS_FILE, BaselineSide
+from evpack.steps.pairing import BaselineSide
 from evpack.steps.runtime_manifest import runtime_manifest
 from evpack.steps.subject import Bench, records_bytes
 from evpack.steps.trial import Case, Subject
-
-MANIFEST_NAME = "runtime.manifest.json"
 
 
 def report_files(
@@ -49,7 +48,7 @@ def report_files(
     data, now = records_bytes(records), utc_now()
     report = build_report(
         meta=_meta(ctx, bench, case, records),
-        subject=RecordFile(RECORDS_FILE, data),
+        subject=RecordFile(layout.RECORDS, data),
         baseline=RecordFile(baseline.records_path.as_posix(), baseline.data),
         policy=case.policy,
         guards=blocks,
@@ -75,7 +74,7 @@ def report_files(
     log.info("%s run %d: %s, ratio %s", case.scenario.id, records.run, metric["outcome"], metric["pooled"]["ratio"])
     report_data = pretty_json(report)
     manifest = runtime_manifest(ctx, facts, report_data, case.preset, now)
-    return {REPORT_NAME: report_data, MANIFEST_NAME: pretty_json(manifest), RECORDS_FILE: data, **baseline.files()}
+    return {REPORT_NAME: report_data, layout.RUNTIME: pretty_json(manifest), layout.RECORDS: data, **baseline.files()}
 
 
 def _meta(ctx: StepContext, bench: Bench, case: Case, records: WindowRecords) -> ReportMeta:

@@ -28,6 +28,7 @@ from evpack.evaluation.scoring import (
 )
 from evpack.files import pretty_json
 from evpack.guards.hooks import Listener
+from evpack.pack import layout
 from evpack.plan.model import ModelPlan
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
@@ -163,7 +164,7 @@ def measured_noop_shift(place: ModelDir) -> float:
         EvidenceError: when they are missing, damaged or do not pair.
     """
     noop = _parsed(place.calibration / NOOP_FILE)
-    return noop_shift(noop, _parsed(place.calibration / f"run_{noop.run}" / "records.json"))
+    return noop_shift(noop, _parsed(place.calibration / f"run_{noop.run}" / layout.RECORDS))
 
 
 def _parsed(file: Path) -> WindowRecords:
