@@ -109,9 +109,9 @@ def test_provenance_that_changed_is_listed(
     assert (code, result["source"]) == (0, {"describe": ["v0", "v1"]})
     args = ["diff", "--html", str(tmp_path / "d.html"), str(good_pack.path), str(new.path)]
     done = CliRunner().invoke(app, args)
-    assert (
-        done.exit_code == 0 and "source: describe" in done.output and "Two packs" in (tmp_path / "d.html").read_text()
-    )
+    page = (tmp_path / "d.html").read_text()
+    assert done.exit_code == 0 and "source: describe" in done.output and "Two packs" in page
+    assert str(new.fingerprint) in done.output and str(new.fingerprint) in page
 
 
 def test_a_pack_that_does_not_verify_is_not_compared(app: typer.Typer, good_pack: BuiltPack, tmp_path: Path) -> None:

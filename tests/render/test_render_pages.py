@@ -121,7 +121,7 @@ def test_the_grid_of_guards_shows_figures_not_only_colours() -> None:
 
 @pytest.mark.parametrize("regressions", [[], ["m/s: <b>"]])
 def test_a_comparison_page_escapes(regressions: list[str]) -> None:
-    side = {"pack": "<p>", "verdict": "PASS", "manifest_digest": "sha256:0"}
+    side = {"pack": "<p>", "verdict": "PASS", "manifest_digest": "sha256:0", "signer_fingerprint": None}
     cell = {
         "model": "m",
         "scenario": "s",
@@ -136,7 +136,7 @@ def test_a_comparison_page_escapes(regressions: list[str]) -> None:
     sections = ("models", "lanes", "source", "policy", "settings", "environment")
     result |= {name: {"k": ["<x>", None]} for name in sections}
     page = render_diff(result)
-    assert "<b>" not in page and "<x>" not in page and "not evaluated" in page
+    assert "<b>" not in page and "<x>" not in page and "not evaluated" in page and "nobody" in page
 
 
 def _parse(svg: str) -> None:

@@ -84,6 +84,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     old, new = result["old"], result["new"]
     yield f"verdict         {old['verdict']} -> {new['verdict']}"
     yield f"packs           {old['pack']} -> {new['pack']}"
+    signers = [side["signer_fingerprint"] or "nobody" for side in (old, new)]
+    yield f"signers         {' -> '.join(dict.fromkeys(signers))}"
     if result["same_evidence"]:
         yield "evidence        the same raw records"
     for cell in result["cells"]:

@@ -8,6 +8,8 @@ from typing import Any
 from evpack.render.plots import Line, forest
 from evpack.render.templating import interval, number, render
 
+_MINUS = "\N{MINUS SIGN}"
+"""No line breaks after it, as one may after a hyphen."""
 _SECTIONS = ("models", "lanes", "source", "policy", "settings", "environment")
 
 
@@ -49,5 +51,6 @@ def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
         "shift": number(shift["ratio"]) if known else shift["reason"],
         "interval": interval(shift["display_ci"]) if known else "",
         "windows": shift["windows"],
-        "signals": " ".join([f"+{n}" for n in cell["signals_new"]] + [f"-{n}" for n in cell["signals_gone"]]),
+        "known": known,
+        "signals": " ".join([f"+{n}" for n in cell["signals_new"]] + [f"{_MINUS}{n}" for n in cell["signals_gone"]]),
     }
