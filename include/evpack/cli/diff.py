@@ -70,10 +70,10 @@ def _side(pack: Path, trust: Trust, limits: Policy | None) -> Side:
     from evpack.pack.verify import Demands, VerifyExit, verify_pack
 
     result = verify_pack(pack, trust, Demands(policy=limits))
-    if result.exit_code not in (VerifyExit.OK, VerifyExit.UNPINNED):
+    if result.exit_code not in (VerifyExit.OK, VerifyExit.INTEGRITY_ONLY):
         typer.echo(f"evpack: {pack} does not verify: {plain(result.findings[0].text)}", err=True)
         raise typer.Exit(int(result.exit_code))
-    if result.exit_code is VerifyExit.UNPINNED:
+    if result.exit_code is VerifyExit.INTEGRITY_ONLY:
         typer.echo(f"warning: {pack}: no trusted key was given: integrity only", err=True)
     campaign, _ = open_campaign(result.files, result.layout, limits)
     return Side(result.pack, campaign, result.fingerprint)

@@ -71,7 +71,7 @@ def verify(
         Path | None, typer.Option(help="DSSE envelope by `evpack attest` that must attest this pack.")
     ] = None,
     skip_verify: Annotated[
-        bool, typer.Option("--skip-verify", help="Check signature and integrity only; recompute nothing.")
+        bool, typer.Option("--skip-verify", help="Check signature and integrity only, recompute nothing: exit 8.")
     ] = False,
     as_json: AsJson = False,
     json_out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file, outside the pack.")] = None,
@@ -79,7 +79,8 @@ def verify(
     """Verify a pack: signature, integrity, and that reports and verdict follow from the records.
 
     Exit 0 all holds and the signer is trusted; 2 wrong usage; 3 missing; 4 format; 5 signature or signer;
-    6 integrity; 7 reports or verdict do not follow, or are too old; 8 all holds, but no trusted key was given.
+    6 integrity; 7 reports or verdict do not follow, or are too old; 8 integrity only: all holds, but no trusted
+    key was given, or nothing was recomputed.
     A pack whose true verdict is FAIL verifies.
     """
     from evpack.errors import BadInput

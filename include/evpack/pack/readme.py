@@ -27,7 +27,8 @@ Verdict: **{verdict}** ({text})
     evpack inspect <this directory>             (what it says, without recomputing)
 
 Exit codes of `evpack verify`: 0 all holds and the signer is trusted, 3 missing, 4 format, 5 signature, 6 integrity,
-7 the reports or the verdict do not follow from the records, 8 all holds but no trusted key was given.
+7 the reports or the verdict do not follow from the records, 8 all holds but no trusted key was given,
+or nothing was recomputed.
 Get the signer's public key or fingerprint from the people who made this pack, never from the pack itself.
 
 ## What it shows, and what it does not

@@ -9,7 +9,8 @@
                   the manifest names and lists exactly these files with their digests; every digest reference holds
    7  EVIDENCE    every report follows from its records under the verifier's own limits, and the verdict, its
                   text and its summaries follow from the reports (`recheck`); no evidence is older than asked
-   8  UNPINNED    all of that holds, but nobody told the verifier whom to trust: integrity only
+   8  INTEGRITY_ONLY  all that was looked at holds, but nobody told the verifier whom to trust, or the caller left the
+                  evidence out
    0  OK          all of that holds and the signer is trusted; says nothing about PASS or FAIL
 ====  =========================================================================================================
 
@@ -55,7 +56,7 @@ class VerifyExit(IntEnum):
     SIGNATURE = 5
     INTEGRITY = 6
     EVIDENCE = 7
-    UNPINNED = 8
+    INTEGRITY_ONLY = 8
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def verify_files(
             state.warnings.append("reports and verdict were not recomputed: integrity only")
         else:
             result = state.attempt(VerifyExit.EVIDENCE, lambda: _evidence(files, document, demands, jobs, state))
-    unproven = VerifyExit.OK if authenticity == "pinned" else VerifyExit.UNPINNED
+    proven = authenticity == "pinned" and not demands.skip_evidence
+    unproven = VerifyExit.OK if proven else VerifyExit.INTEGRITY_ONLY
     code = min((finding.code for finding in state.findings), default=unproven)
     return Verification(
         pack=label,

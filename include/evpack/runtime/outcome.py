@@ -12,15 +12,12 @@ from evpack.files import read_json
 from evpack.home import Home
 from evpack.pack import keys
 from evpack.pack.verify import VerifyExit
-from evpack.plan.model import CampaignPlan, StepType, load_plan
+from evpack.plan.model import CLOSING, CampaignPlan, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings
 from evpack.steps.build_pack import signing_key_of
 from evpack.steps.plan import uncalibrated
 from evpack.steps.state import read_marker, running_step
-
-CLOSING_STEPS = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
-"""What must have finished before a verdict counts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def campaign_outcome(run: RunDir, *, dag_run: str | None = None) -> Outcome:
         pack, signed = Path(settings.pack_dir or run.pack), settings.sign_manifest
     except EvpackError as error:
         problems.append(error.what)
-    for step in CLOSING_STEPS:
+    for step in CLOSING:
         marker = read_marker(run, step.value)
         if marker is None:
             problems.append(f"{step} did not finish")
@@ -112,7 +109,7 @@ def verify_command(run: RunDir, outcome: Outcome, home: Home) -> str | None:
 
 def _verified(verification: dict[str, Any], signed: bool) -> bool:
     """Without a signature (PACK_SIGN_MANIFEST=0) integrity is all that can be asked for."""
-    unpinned = not signed and verification.get("exit") == VerifyExit.UNPINNED
+    unpinned = not signed and verification.get("exit") == VerifyExit.INTEGRITY_ONLY
     return verification.get("ok") is True or unpinned
 
 
