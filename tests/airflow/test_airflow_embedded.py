@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from filelock import FileLock
+from sqlalchemy.engine import make_url
 
 from evpack.airflow import embedded
 from evpack.airflow.client import Client, Endpoint
@@ -53,6 +54,17 @@ def test_secrets_are_private_and_outlive_a_new_configuration(fresh: Deployment) 
     assert second["scheduler"]["use_job_schedule"] == "True"
     assert fresh.password() == password
     assert mode(fresh.config_file) == mode(fresh.passwords) == 0o600
+
+
+def test_a_home_may_have_any_name_but_one_that_ends_the_databases_address(tmp_path: Path) -> None:
+    odd = Deployment.locate(Home(tmp_path / "höme 50% #1; x"), {})
+    odd.write_config(port=1, slots=2, schedules=False)
+    address = make_url(read(odd)["database"]["sql_alchemy_conn"])
+    assert address.database == str(odd.root / "airflow.db")
+    asking = Deployment.locate(Home(tmp_path / "why?"), {})
+    with pytest.raises(BadInput, match="why"):
+        asking.write_config(port=1, slots=2, schedules=False)
+    assert not asking.home.root.exists()
 
 
 def test_the_environment_names_this_deployment_only(fresh: Deployment) -> None:

@@ -141,7 +141,15 @@ class Deployment:
             port: loopback port of the API server.
             slots: steps that may run at once (the pools' slots together).
             schedules: whether DAGs with a schedule start by themselves.
+
+        Raises:
+            BadInput: when the home's path cannot be part of the database's address.
         """
+        if "?" in str(self.root):
+            raise BadInput(
+                f"{self.home.root} has a ? in it, at which the address of Airflow's database would end",
+                "set EVPACK_HOME to a directory without one",
+            )
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.password()
         parser = configparser.ConfigParser(interpolation=None)
