@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _HASH_CHUNK = 1 << 20
 """Bytes read at a time while hashing; large enough that the hash, not the call, is the cost."""
 
+GB = 1e9
+"""Bytes in one; everywhere."""
+
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON document that is parsed; the largest real one (a plan of 64 models) is below 8 MB."""
 

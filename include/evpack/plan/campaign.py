@@ -36,7 +36,7 @@ from evpack.plan.memory import (
     scoring_gb,
     slots_made,
 )
-from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
+from evpack.plan.model import CLOSING, CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
 from evpack.plan.reuse import reused_presets
 from evpack.plan.revisions import pins_document, settle_pins, store_pins
@@ -328,7 +328,7 @@ def _model_steps(
 def _closing_steps(settings: Settings) -> list[StepPlan]:
     """compile_verdict needs nothing: it runs whatever happened and counts what is missing."""
     steps: list[StepPlan] = []
-    for type_ in (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK):
+    for type_ in CLOSING:
         needs = tuple(step.id for step in steps[-1:])
         timeout = settings.timeout_for(type_.reference_name())
         steps.append(StepPlan(id=step_id(type_), type=type_, needs=needs, timeout_s=timeout))

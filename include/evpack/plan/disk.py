@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evpack.errors import BadInput
+from evpack.files import GB
 from evpack.settings import Settings
 
-GB = 1e9
 BASELINE_COPIES = {"snapshot_symlink": 0, "snapshot_copy": 1, "save_pretrained": 1}
 
 

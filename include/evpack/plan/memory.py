@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import read_json
+from evpack.files import GB, read_json
 from evpack.plan.lanes import DEVICE_COUNTS, LANES, MAX_MAP_LENGTH
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.plan.nvml import in_pool, read_devices
 from evpack.plan.order import priority
 from evpack.settings import Settings
 
-GB = 1e9
 LOGIT_BYTES = 4
 """Logits are float32."""
 LARGE_NAMES = ("70b", "72b", "65b", "mixtral", "8x7b", "moe")

@@ -58,6 +58,10 @@ class StepType(StrEnum):
         }.get(self, self.value.upper())
 
 
+CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
+"""The campaign's own steps, in their order."""
+
+
 class ModelSource(Frozen):
     """Where a baseline comes from."""
 

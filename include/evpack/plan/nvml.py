@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evpack.errors import BadInput, EvidenceError, Transient
-from evpack.files import parse_json
+from evpack.files import GB, parse_json
 from evpack.rundir import checked_id
 from evpack.settings import Settings
 
 SIMULATED_ENV = "EVPACK_SIMULATED_GPUS"
-GB = 1e9
 T = TypeVar("T")
 
 

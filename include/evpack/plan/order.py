@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from evpack.plan.lanes import LANES
-from evpack.plan.model import StepType
+from evpack.plan.model import CLOSING, StepType
 
 T = TypeVar("T")
 
@@ -34,9 +34,6 @@ BASE = {
 CRITICAL = {StepType.SETUP_BASELINE: 50, StepType.CALIBRATE: 20}
 SIZE_BOOST = {"s": 30, "m": 20, "l": 10, "x": 0}
 
-_CLOSING = (StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK)
-"""Campaign-level steps: few, short and last of their run, so they pass everything that waits of later runs."""
-
 _TYPES = tuple(BASE)
 
 
@@ -53,7 +50,8 @@ def _bands(order: str) -> dict[tuple[StepType, str], int]:
             -_TYPES.index(pair[0]),
         )
     )
-    keys = [(type_, lane.id) for type_, lane in pairs] + [(type_, "") for type_ in _CLOSING]
+    # Closing steps are few, short and last of their run: they pass everything that waits of later runs.
+    keys = [(type_, lane.id) for type_, lane in pairs] + [(type_, "") for type_ in CLOSING]
     return {key: rank for rank, key in enumerate(keys)}
 
 

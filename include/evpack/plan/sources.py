@@ -15,14 +15,13 @@ from typing import Any, Literal
 from evpack.catalog.loader import parse_document, read_document
 from evpack.catalog.suites import SuiteModel, locate
 from evpack.errors import BadInput, EvidenceError, Transient
-from evpack.files import Json, digest_json, parse_json, sha256_file
+from evpack.files import GB, Json, digest_json, parse_json, sha256_file
 from evpack.home import Home, safe_name
 from evpack.plan import hub
 from evpack.plan.model import ModelSource
 from evpack.plan.revisions import Pin
 from evpack.settings import Settings
 
-GB = 1e9
 MAX_HEADER_BYTES = 100 << 20
 """Longest safetensors header that is parsed (the format's own limit)."""
 

@@ -24,7 +24,7 @@ from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepEx
 from evpack.files import digest_json, write_json
 from evpack.home import Home
 from evpack.plan.memory import devices_of
-from evpack.plan.model import CampaignPlan, StepPlan, StepType, load_plan
+from evpack.plan.model import CLOSING, CampaignPlan, StepPlan, StepType, load_plan
 from evpack.plan.model import step_id as make_step_id
 from evpack.rundir import RunDir
 from evpack.settings import Settings
@@ -46,7 +46,7 @@ STEP_FUNCTIONS: Mapping[StepType, str] = {
 }
 """Where each step type's function is; imported when it runs, so that light steps never import torch."""
 
-ALWAYS_RUN = frozenset({StepType.COMPILE_VERDICT, StepType.BUILD_PACK, StepType.VERIFY_PACK})
+ALWAYS_RUN = frozenset(CLOSING)
 """Steps that look at everything on disk: cheap, idempotent by themselves, never skipped because of a marker."""
 
 _PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)

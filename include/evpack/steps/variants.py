@@ -19,8 +19,7 @@ from pathlib import Path
 
 from evpack.checkpoint.delta import VARIANT_FILE
 from evpack.errors import NoRoom
-from evpack.files import locked
-from evpack.plan.disk import GB
+from evpack.files import GB, locked
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.rundir import RunDir
 from evpack.steps.base import log
