@@ -46,6 +46,7 @@ def page(template: str, thresholds: Mapping[str, Any]) -> str:
         "bca_trials": str(covered["bca_trials"]),
         "known": _known(read_json(RESULTS / "known_answers.json")),
         "alternatives": _alternatives(thresholds["edge_alternatives"]),
+        "edge_risks": _edge_risks(models),
         "thresholds": _thresholds(thresholds["questions"]),
         **{
             f"roc:{q['key']}": f"![{q['name']}](pictures/roc_{slug(q)}.svg)\n\n{_gap(q)}"
@@ -82,15 +83,19 @@ def _models(models: Sequence[Mapping[str, Any]]) -> str:
 
 def _alarms(models: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [m["model"], what, _rate(m["false_alarms"][kind]["failed"]), _reasons(m["false_alarms"][kind])]
-        + [
-            _rate(m["false_alarms"][kind]["signals"][signal], short=True)
-            for signal in ("remediation", "detected_shift")
-        ]
+        [m["model"], what, _rate(found["failed"]), _reasons(found), *_signals(m, found)]
         for m in models
         for kind, what in (("noop", "no-op"), ("mild", "mild"), ("harmless", "both"))
+        if (found := m["false_alarms"][kind])
     ]
     return _table(["model", "class", "reports failed", "by", "remediation", "detected shift"], rows)
+
+
+def _signals(model: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Remediation and detected shift, the latter where reports have the windows that it takes."""
+    needed = resolve_policy(model["tier"], model["profile"]).number("metrics.detected_shift.min_windows")
+    shift = _rate(found["signals"]["detected_shift"], short=True) if model["windows_per_run"] >= needed else "-"
+    return [_rate(found["signals"]["remediation"], short=True), shift]
 
 
 def _half(models: Sequence[Mapping[str, Any]]) -> str:
@@ -110,8 +115,7 @@ def _half(models: Sequence[Mapping[str, Any]]) -> str:
 
 def _clean(models: Sequence[Mapping[str, Any]]) -> str:
     rows = (
-        [m["model"], edit, _rate(found["failed"]), _reasons(found)]
-        + [_rate(found["signals"][kind], short=True) for kind in ("remediation", "detected_shift")]
+        [m["model"], edit, _rate(found["failed"]), _reasons(found), *_signals(m, found)]
         for m in models
         for edit, found in m["false_alarms"]["clean_by_edit"].items()
     )
@@ -233,6 +237,20 @@ def _alternatives(found: Sequence[Mapping[str, Any]]) -> str:
         for f in found
     )
     return _table(["statistic", "largest that must pass", "least of the noise", "ratio", "area"], rows)
+
+
+def _edge_risks(models: Sequence[Mapping[str, Any]]) -> str:
+    rows = (
+        [
+            m["model"],
+            *(
+                f"{found['median']:.2g} ({found['least']:.2g} to {found['most']:.2g})"
+                for found in (m["edge_risks"][kind] for kind in ("other_windows", "noop", "clean"))
+            ),
+        ]
+        for m in models
+    )
+    return _table(["model", "the baseline, other windows", "no-op, same windows", "clean edits, same windows"], rows)
 
 
 def _thresholds(questions: Sequence[Mapping[str, Any]]) -> str:

@@ -73,7 +73,7 @@ def _detected(ground: Ground, rows: Sequence[Row], policy: Policy) -> dict[str, 
         "detected": _share(rows, hits),
         "by_detector": dict(sorted(matched.items())),
         "rejected": _share(rows, lambda row: row.outcome.outcome == "reject"),
-        "ratio": _middle(row.outcome.ratio for row in rows),
+        "ratio": middle(row.outcome.ratio for row in rows),
         "own_guard": OWN_GUARD.get(first.family) if first.edit is None else None,
         "any_signal": _share(rows, lambda row: bool(row.outcome.signals)),
     }
@@ -101,7 +101,7 @@ def _share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> dict[str, Any]:
     return proportion(sum(map(holds, rows)), len(rows))
 
 
-def _middle(values: Iterable[float | None]) -> Mapping[str, float] | None:
+def middle(values: Iterable[float | None]) -> Mapping[str, float] | None:
     """Smallest, middle and largest of those that are known."""
     known = sorted(value for value in values if value is not None)
     return {"least": known[0], "median": known[len(known) // 2], "most": known[-1]} if known else None

@@ -14,10 +14,10 @@ from studies.coverage import BCA_TRIALS, TRIALS, coverage, differences
 from studies.ground import Ground
 from studies.known import NOISE_DRAWS, RANDOM_MATRICES, known_answers
 from studies.models import Studied
-from studies.rates import false_alarms, power
+from studies.rates import false_alarms, middle, power
 from studies.roc import Question, curve
 from studies.subjects import Subject
-from studies.table import Row, rows
+from studies.table import Row, edge_risks_of_other_windows, rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -101,14 +101,14 @@ QUESTIONS = (
 ALTERNATIVES = (
     "edge_trimmed_per_root_block",
     "edge_trimmed",
-    "edge_trimmed_by_a_tenth",
-    "edge_trimmed_by_a_third",
-    "edge_mean",
-    "edge_median",
-    "edge_rms",
-    "edge_family_rms_max",
-    "edge_norms_mean",
-    "edge_norms_rms",
+    "edge_trimmed_by_a_tenth_per_root_block",
+    "edge_trimmed_by_a_third_per_root_block",
+    "edge_mean_per_root_block",
+    "edge_median_per_root_block",
+    "edge_rms_per_root_block",
+    "edge_family_rms_max_per_root_block",
+    "edge_norms_mean_per_root_block",
+    "edge_norms_rms_per_root_block",
 )
 """Ways to sum up edge risks that were held against each other."""
 
@@ -139,6 +139,16 @@ def model_results(
         "false_alarms": false_alarms(found),
         "false_alarms_at_half_the_windows": halved and {"windows": demand // 2, **halved},
         "power": power(ground, found, policy),
+        "edge_risks": _edge_risks(ground, found),
+    }
+
+
+def _edge_risks(ground: Ground, found: Sequence[Row]) -> dict[str, Any]:
+    """Root mean squares of d: by other windows, and on the same ones by no-ops and clean edits."""
+    by = {kind: [row.statistics.get("edge_rms") for row in found if row.kind == kind] for kind in ("noop", "clean")}
+    return {
+        "other_windows": middle(edge_risks_of_other_windows(ground)),
+        **{kind: middle(values) for kind, values in by.items()},
     }
 
 

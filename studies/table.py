@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -85,21 +86,31 @@ def edge_statistics(ground: Ground, subject: Subject, run: int) -> dict[str, flo
     families: dict[str, list[float]] = {}
     for name, d in moved.items():
         families.setdefault(family(name), []).append(d)
-    return {
-        "edge_rms": _rms(moved.values()),
+    found = {
+        "edge_rms": rms(moved.values()),
         "edge_mean": fmean(sizes),
         "edge_median": median(sizes),
-        "edge_trimmed_per_root_block": trimmed_mean(moved.values()) / math.sqrt(block_count(moved)),
         "edge_trimmed": trimmed_mean(moved.values()),
         "edge_trimmed_by_a_tenth": trimmed_mean(moved.values(), 0.1),
         "edge_trimmed_by_a_third": trimmed_mean(moved.values(), 1 / 3),
-        "edge_family_rms_max": max(map(_rms, families.values())),
-        "edge_norms_rms": _rms(d for name, d in moved.items() if "norm" in name),
+        "edge_family_rms_max": max(map(rms, families.values())),
+        "edge_norms_rms": rms(d for name, d in moved.items() if "norm" in name),
         "edge_norms_mean": fmean([abs(d) for name, d in moved.items() if "norm" in name] or [0.0]),
-        "edge_linear_mean": fmean([abs(d) for name, d in moved.items() if "norm" not in name] or [0.0]),
     }
+    root = math.sqrt(block_count(before))
+    return {**found, **{f"{name}_per_root_block": value / root for name, value in found.items()}}
 
 
-def _rms(values: Iterable[float]) -> float:
+def edge_risks_of_other_windows(ground: Ground) -> list[float]:
+    """Root mean squares of d of the baseline itself, from one run's windows to the next one's."""
+    risks = [mean_risks(ground.activations(run)) for run in range(1, ground.model.runs + 1)]
+    return [
+        rms(math.log(now[name] / before[name]) for name in before.keys() & now.keys())
+        for before, now in itertools.pairwise(risks)
+    ]
+
+
+def rms(values: Iterable[float]) -> float:
+    """Root mean square, 0 of nothing."""
     found = list(values)
     return math.sqrt(fmean(d * d for d in found)) if found else 0.0

@@ -11,7 +11,7 @@ GONE = {
     "INVARLOCK_STORE_EVAL_WINDOWS": "always: the windows and the losses on each are kept and packed",
     "INVARLOCK_BOOTSTRAP_N": "the tier's policy, by which a verifier judges as well",
     "INVARLOCK_CERT_MIN_WINDOWS": "the floors of PACK_PROFILE",
-    "INVARLOCK_SKIP_OVERHEAD_CHECK": "nothing: no limit is set on what guards cost",
+    "INVARLOCK_SKIP_OVERHEAD_CHECK": "the profile: ci and release ask what guarding does to perplexity",
     "INVARLOCK_EXPORT_DIR": "PACK_OUTPUT_DIR and PACK_DIR",
     "PACK_SPECTRAL_MAX_CAPS": "`guards: {spectral: {max_caps: ...}}` in PACK_CONFIG_FILE (docs/decisions/0013)",
     "PACK_PRESET_EDIT_TYPES": "preset variants follow from the manifest (docs/decisions/0013)",

@@ -82,7 +82,13 @@ def test_an_equal_subject_proposes_nothing_and_scope_chooses_the_branches() -> N
     proposal = variance.propose(subject(), BASELINE, POLICY)
     assert (proposal.scales, proposal.targets, proposal.coverage) == ({}, tuple(DOWN), WINDOWS)
     assert variance.propose(subject(), BASELINE, policy("aggressive")).targets == tuple(sorted([*DOWN, OUT]))
-    assert variance.propose(subject(), BASELINE, policy(scope="attn")).targets == (OUT,)
+    assert variance.propose(subject(), BASELINE, policy("aggressive", scope="attn")).targets == (OUT,)
+
+
+def test_taps_are_patterns_of_canonical_names() -> None:
+    first = policy(tap=["transformer.h.0.mlp.*"])
+    assert variance.propose(subject(), BASELINE, first).targets == (DOWN[0],)
+    assert variance.propose(subject(), BASELINE, policy(tap=["model.layers.*"])).targets == ()
 
 
 def test_limits_in_order_deadband_step_and_number_of_modules() -> None:

@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 from test_engine_steps import CLEAN, DOWN, FAULT, Campaign, source, text  # noqa: F401 - fixtures
 
+from evpack.catalog.policy import Leaf, resolve_policy
 from evpack.catalog.scenarios import ErrorGeneration, ProbeDetector, Requirements, Scenario
-from evpack.errors import OutOfMemory
-from evpack.files import read_json, sha256_file
+from evpack.errors import EvidenceError, OutOfMemory
+from evpack.evaluation.report import recompute
+from evpack.files import read_json, sha256_file, write_json
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.spectral_records import SpectralRecords
 from evpack.plan.model import StepType
 from evpack.steps import guarding
+from evpack.steps.base import StepContext
 from evpack.steps.calibrate import calibrate
 from evpack.steps.derive_preset import derive_preset
 from evpack.steps.evaluate import evaluate
 from evpack.steps.setup_baseline import setup_baseline
+from evpack.steps.subject import measured_noop_shift, measured_overhead
 
 ORDER = ("invariants", "spectral", "rmt", "variance", "invariants")
 PROBED = Scenario(
@@ -187,3 +191,33 @@ def test_a_failing_accelerator_ends_the_step_wherever_it_shows(
             with pytest.raises((type(error), OutOfMemory)):
                 evaluate(ready.context(StepType.EVALUATE, CLEAN))
     assert not ready.model.report("clean", "clean", 1).exists()
+
+
+def test_where_the_policy_asks_the_baseline_is_scored_without_guards_too(ready: Campaign) -> None:
+    policy = resolve_policy("balanced", "small")
+    measured = {"guard_overhead.measured": Leaf(value=True, origin="test")}
+    policy = policy.model_copy(update={"thresholds": policy.thresholds | measured})
+
+    def asked(context: StepContext) -> StepContext:
+        write_json(context.run.policy, policy.to_json())
+        return context
+
+    file = ready.model.calibration / "bare_records.json"
+    ready.variant(CLEAN, {DOWN: lambda t: t * 1.02}, declared=True)
+    evaluation = asked(ready.context(StepType.EVALUATE, CLEAN, guards_order=ORDER))
+    with pytest.raises(EvidenceError, match="redo calibrate"):
+        evaluate(evaluation)
+    assert file in calibrate(asked(ready.context(StepType.CALIBRATE, guards_order=ORDER)))
+    before = file.stat().st_mtime_ns
+    calibrate(asked(ready.context(StepType.CALIBRATE, guards_order=ORDER)))
+    assert file.stat().st_mtime_ns == before
+    for directory in evaluate(evaluation):
+        report = read_json(directory / "evaluation.report.json")
+        block = report["guard_overhead"]
+        assert (block["overhead_ratio"], block["passed"]) == (1.0, True), "guards that listen change no bit"
+        assert report["validation"]["guard_overhead_acceptable"] is True
+        subject = (directory / "records.json").read_bytes()
+        baseline = (ready.model.root / report["records"]["baseline"]["path"]).read_bytes()
+        shift, found = measured_noop_shift(ready.model), measured_overhead(ready.model)
+        assert recompute(report, subject, baseline, policy, shift, found) == []
+        assert recompute(report, subject, baseline, policy, shift), "losses without guards are missing"

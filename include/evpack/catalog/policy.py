@@ -35,8 +35,6 @@ _FRACTIONS = (
     "verdict.informational_min_signal_fraction",
 )
 _GUARDS = ("spectral.", "rmt.", "variance.")
-_IDLE = frozenset({"rmt.deadband", "rmt.margin", "variance.alpha", "variance.max_calib", "variance.seed"})
-"""Shown as the reference has them; no guard reads them, so that nobody may believe to set a limit with one."""
 _SIGNAL_KINDS = frozenset({"gate_flip", "remediation", "detected_shift"})
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | list[StrictStr] | list[StrictFloat] | None
@@ -201,11 +199,14 @@ def resolve_policy(tier: str, profile: str, overrides: Mapping[str, Any] | None 
 
 
 def guard_limits() -> frozenset[str]:
-    """Limits of guards that a configuration may set: numbers and switches, as ``guards.<guard>.<limit>``."""
+    """Limits of guards that a configuration may set: numbers and switches, as ``guards.<guard>.<limit>``.
+
+    What is only shown and decides nothing is no limit.
+    """
     return frozenset(
         f"guards.{key}"
         for key, kinds in _shipped_kinds().items()
-        if key.startswith(_GUARDS) and key not in _IDLE and not kinds.isdisjoint({"number", "switch"})
+        if key.startswith(_GUARDS) and not kinds.isdisjoint({"number", "switch"}) and not _is_only_shown(key)
     )
 
 
@@ -223,9 +224,18 @@ def _guard_limit(name: str, value: Any) -> dict[str, Leaf]:
 
 def _is_whole(key: str) -> bool:
     """Whether a number counts something, as all that is shipped for it does."""
+    return all(isinstance(leaf["value"], int) for leaf in _shipped(key))
+
+
+def _is_only_shown(key: str) -> bool:
+    return any(leaf["origin"] == "shown" for leaf in _shipped(key))
+
+
+def _shipped(key: str) -> list[dict[str, Any]]:
+    """The key's leaves in all layers."""
     data = _tier_data()
     layers = (data["common"], *data["tiers"].values(), *data["profiles"].values())
-    return all(isinstance(leaves[key]["value"], int) for leaves in layers if key in leaves)
+    return [leaves[key] for leaves in layers if key in leaves]
 
 
 def _override(name: str, value: Any) -> dict[str, Leaf]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from evpack.catalog.policy import Policy
 from evpack.evaluation.accuracy import assess_accuracy
-from evpack.evaluation.interval import Interval, paired_t_interval
+from evpack.evaluation.interval import Interval, exp_or_none, paired_t_interval
 from evpack.evaluation.pairing import match_fraction, overlap_fraction, pairing_reason
 from evpack.evaluation.records import ARMS, Arm, WindowRecords
 from evpack.evaluation.tail import assess_tail
@@ -126,11 +126,11 @@ class _Metric:
         self.final_interval: Interval = paired_t_interval(*final)
         self.loss = {arm: _mean_loss(subject, arm) for arm in ARMS}
         self.reference = {arm: _mean_loss(baseline, arm) for arm in ARMS}
-        self.perplexity = {arm: _exp(self.loss[arm]) for arm in ARMS}
-        self.ratio = _exp(self.interval.mean)
-        self.ratio_final = _exp(_minus(self.loss["final"], self.reference["final"])) if reason is None else None
+        self.perplexity = {arm: exp_or_none(self.loss[arm]) for arm in ARMS}
+        self.ratio = exp_or_none(self.interval.mean)
+        self.ratio_final = exp_or_none(_minus(self.loss["final"], self.reference["final"])) if reason is None else None
         drifts = (_minus(side["final"], side["preview"]) for side in (self.loss, self.reference))
-        self.raw_drift, self.baseline_drift = map(_exp, drifts)
+        self.raw_drift, self.baseline_drift = map(exp_or_none, drifts)
         self.relative_drift = self._relative_drift()
         self.degraded_reason = self._degraded_reason()
         self.degraded = self.degraded_reason is not None
@@ -143,7 +143,7 @@ class _Metric:
             return None
         ours = _minus(self.loss["final"], self.loss["preview"])
         theirs = _minus(self.reference["final"], self.reference["preview"])
-        return _exp(_minus(ours, theirs))
+        return exp_or_none(_minus(ours, theirs))
 
     def _degraded_reason(self) -> str | None:
         if self.pairing is not None:
@@ -207,8 +207,8 @@ class _Metric:
             "final": self.perplexity["final"],
             "analysis_point_preview": self.loss["preview"],
             "analysis_point_final": self.loss["final"],
-            "baseline_preview": _exp(self.reference["preview"]),
-            "baseline_final": _exp(self.reference["final"]),
+            "baseline_preview": exp_or_none(self.reference["preview"]),
+            "baseline_final": exp_or_none(self.reference["final"]),
             "ratio_vs_baseline": self.ratio_final,
             **_bounds(self.final_interval),
             "pooled": {"ratio": self.ratio, **_bounds(self.interval)},
@@ -233,7 +233,7 @@ class _Metric:
 def _bounds(interval: Interval) -> dict[str, Any]:
     """An interval as a report shows it: `ci` in nats per token, `display_ci` as a ratio."""
     log = (interval.low, interval.high)
-    ratio = [_exp(bound) for bound in log]
+    ratio = [exp_or_none(bound) for bound in log]
     return {
         "ci": None if None in log else list(log),
         "display_ci": None if None in ratio else ratio,
@@ -269,10 +269,14 @@ def _dataset_stats(
     }
 
 
+def least_of_text(available: int, policy: Policy) -> int:
+    """Tokens that a run must predict of a text of so many, by the policy's share."""
+    return math.ceil(available * policy.number("metrics.pm_ratio.min_token_fraction"))
+
+
 def _token_floor(used: int, policy: Policy, available: int | None, covered: bool) -> dict[str, Any]:
     """Predicted tokens against the floor; with full window coverage the floor has a small tolerance."""
-    fraction = policy.number("metrics.pm_ratio.min_token_fraction")
-    required = max(int(policy.number("metrics.pm_ratio.min_tokens")), math.ceil((available or 0) * fraction))
+    required = max(int(policy.number("metrics.pm_ratio.min_tokens")), least_of_text(available or 0, policy))
     tolerance = policy.number("metrics.pm_ratio.min_tokens_tolerance") if covered else 0.0
     floor = math.floor(required * (1 - tolerance))
     return {"used": used, "required": required, "floor": floor, "available": available, "ok": used >= floor}
@@ -300,13 +304,3 @@ def _mean_loss(records: WindowRecords, arm: Arm) -> float | None:
 
 def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
-
-
-def _exp(value: float | None) -> float | None:
-    """exp, None where it overflows or there is nothing to raise."""
-    if value is None:
-        return None
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return None

@@ -77,6 +77,16 @@ def paired_t_interval(differences: Sequence[float], weights: Sequence[float] | N
     return Interval(mean, mean - half, mean + half, n, degenerate=False, std=std)
 
 
+def exp_or_none(value: float | None) -> float | None:
+    """exp, None where it overflows or there is nothing to raise."""
+    if value is None:
+        return None
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
+
+
 @cache
 def _table() -> tuple[float, ...]:
     path = resources.files("evpack.catalog") / "data" / "t_quantiles.json"

@@ -19,6 +19,7 @@ from evpack.catalog.policy import Policy
 from evpack.catalog.supported import GUARD_STATUSES
 from evpack.errors import BrokenContract, EvidenceError
 from evpack.evaluation.assess import assess
+from evpack.evaluation.overhead import OVERHEAD_FLAG, Overhead, overhead_block
 from evpack.evaluation.records import WindowRecords
 from evpack.files import digest_json, parse_json, sha256_bytes
 
@@ -75,6 +76,7 @@ def build_report(
     generated_at: str,
     bca: Mapping[str, Any] | None = None,
     noop_shift: float | None = None,
+    overhead: Overhead | None = None,
 ) -> dict[str, Any]:
     """Assemble a report. A subject that could not be scored has records whose every loss is null with a reason.
 
@@ -87,13 +89,14 @@ def build_report(
         generated_at: ISO 8601 UTC.
         bca: `bca.bca_interval` of the same pairs; reported, gates nothing.
         noop_shift: `noop.noop_shift` of the model's calibration.
+        overhead: of the same, where the policy asks for it.
 
     Raises:
         BrokenContract: when a guard of the order has no block, or a block no known status.
         EvidenceError: when records are malformed or belong to another cell.
     """
     blocks = {name: guard_block(name, guards, guards_order) for name in GUARD_FLAGS}
-    derived = _derived(subject.data, baseline.data, policy, dataset.get("tokens_available"), noop_shift)
+    derived = _derived(subject.data, baseline.data, policy, dataset.get("tokens_available"), noop_shift, overhead)
     about = asdict(meta) | {"tier": policy.tier, "profile": policy.profile}
     if wrong := list(differences(derived["meta"], _part(about, derived["meta"]), "meta")):
         raise EvidenceError(f"the records belong to another report: {wrong[0]}")
@@ -151,7 +154,12 @@ def check_report(data: bytes, name: str = REPORT_NAME) -> dict[str, Any]:
 
 
 def recompute(
-    report: Mapping[str, Any], subject: bytes, baseline: bytes, policy: Policy, noop_shift: float | None = None
+    report: Mapping[str, Any],
+    subject: bytes,
+    baseline: bytes,
+    policy: Policy,
+    noop_shift: float | None = None,
+    overhead: Overhead | None = None,
 ) -> list[str]:
     """Every way in which a report differs from what its records and the policy give.
 
@@ -161,6 +169,7 @@ def recompute(
         baseline: bytes of the baseline's records.json.
         policy: the policy to judge by, which need not be the one the report names.
         noop_shift: `noop.noop_shift` of the model's calibration, None where it has none.
+        overhead: of the same, None where it measured none.
 
     Returns:
         One line per difference, empty when everything follows.
@@ -169,7 +178,7 @@ def recompute(
         available = report["dataset"].get("tokens_available")
         if available is not None and (isinstance(available, bool) or not isinstance(available, int)):
             return [f"dataset.tokens_available: {available!r} is no count"]
-        derived = _derived(subject, baseline, policy, available, noop_shift)
+        derived = _derived(subject, baseline, policy, available, noop_shift, overhead)
         derived["validation"] |= {
             flag: report[name].get("status") in _PASSING for name, flag in _evaluated_flags(report)
         }
@@ -196,17 +205,24 @@ def report_digest(report: Mapping[str, Any]) -> str:
 
 
 def _derived(
-    subject_data: bytes, baseline_data: bytes, policy: Policy, available: int | None, noop_shift: float | None
+    subject_data: bytes,
+    baseline_data: bytes,
+    policy: Policy,
+    available: int | None,
+    noop_shift: float | None,
+    overhead: Overhead | None,
 ) -> dict[str, Any]:
     subject = WindowRecords.parse(subject_data, "subject records")
     baseline = WindowRecords.parse(baseline_data, "baseline records")
     result = assess(subject, baseline, policy, tokens_available=available, noop_shift=noop_shift)
     metric = result.primary_metric
+    guarding = overhead_block(overhead, policy)
+    overhead_flag = {OVERHEAD_FLAG: guarding["passed"]} if guarding["evaluated"] else {}
     secondary = {} if result.accuracy is None else {"secondary_metrics": [result.accuracy]}
     return secondary | {
         "plugins": {},
         "auto": {"tier": policy.tier, "probes_used": 0, "target_pm_ratio": None},
-        "guard_overhead": {"evaluated": False, "reason": "not measured"},
+        "guard_overhead": guarding,
         "meta": {
             "model_name": subject.model,
             "scenario": subject.scenario,
@@ -226,7 +242,7 @@ def _derived(
         "primary_metric": metric,
         "primary_metric_tail": result.tail,
         "confidence": result.confidence,
-        "validation": dict(result.validation),
+        "validation": result.validation | overhead_flag,
         "baseline_ref": {
             "checkpoint_digest": baseline.checkpoint_digest,
             "primary_metric": {

@@ -58,7 +58,7 @@ def assess(
     lost = sorted(before.keys() - now.keys())
     shapes = sorted(n for n in moved if subject.modules[n].m != baseline.modules[n].m)
     found = Moved.of(moved.values()) if moved else None
-    limits = _limits(policy, block_count(moved), lowers_rank)
+    limits = _limits(policy, block_count(before), lowers_rank)
     findings = []
     if lost:
         text = "modules that the baseline scores have no finite edge risk"
@@ -149,7 +149,7 @@ def _block(
         "statistic": "trimmed_mean_abs_log_edge_risk_ratio",
         "trimmed_mean_log_ratio": found and found.trimmed_mean,
         "epsilon": limits["trimmed_mean"],
-        "blocks": block_count(moved),
+        "blocks": block_count(before),
         "rms_log_ratio": found and found.rms,
         "epsilon_rms": limits["rms"],
         "failures": [violation.to_json() for violation in result.violations],

@@ -12,11 +12,13 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from statistics import fmean, median
 from typing import Any
 
 from evpack.catalog.policy import Policy
-from evpack.evaluation.interval import Interval, paired_t_interval
+from evpack.checkpoint.scope import block_of
+from evpack.evaluation.interval import Interval, exp_or_none, paired_t_interval
 from evpack.evaluation.tail import linear_quantile
 from evpack.guards.base import GuardResult, Violation
 from evpack.guards.hooks_records import ActivationRecords, ModuleActivations
@@ -75,13 +77,24 @@ def propose(subject: ActivationRecords, baseline: ActivationRecords, policy: Pol
         EvidenceError: when the records are not of the same windows.
     """
     require_same_windows(subject, baseline)
-    scope = policy.text("variance.scope")
-    targets = sorted(n for n, m in baseline.modules.items() if m.target and scope in (m.target, "both"))
+    targets = sorted(name for name, module in baseline.modules.items() if _tapped(name, module, policy))
     pairs = {n: (subject.modules[n], baseline.modules[n]) for n in targets if n in subject.modules}
     finite = {n: pair for n, pair in pairs.items() if all(_finite(module) for module in pair)}
     raw = {n: math.sqrt(_variance(before) / _variance(now)) for n, (now, before) in sorted(finite.items())}
     whole = finite and len(finite) == len(targets)
     return Proposal(tuple(targets), raw, _limited(raw, policy), len(subject.windows) if whole else 0)
+
+
+def _tapped(name: str, module: ModuleActivations, policy: Policy) -> bool:
+    """Whether a module is a way out in the policy's scope that one of its taps names.
+
+    Taps are patterns of the reference's canonical names, ``transformer.h.<block>.<mlp or attn>.c_proj``, which stand
+    for a block's ways out whatever a model calls them.
+    """
+    if module.target is None or policy.text("variance.scope") not in (module.target, "both"):
+        return False
+    canonical = f"transformer.h.{block_of(name)}.{'mlp' if module.target == 'ffn' else 'attn'}.c_proj"
+    return any(fnmatchcase(canonical, tap) for tap in policy.words("variance.tap"))
 
 
 def assess(
@@ -131,8 +144,8 @@ def assess(
             "nll_sums_with_ve": list(trial.scaled) if trial else None,
             "provenance": "windows of the run; without scales the losses of the primary metric",
             "point_estimates": {
-                "ppl_no_ve": _exp(trial.mean_loss) if trial else None,
-                "ppl_with_ve": _exp(trial.mean_loss + (trial.interval.mean or 0.0)) if trial else None,
+                "ppl_no_ve": exp_or_none(trial.mean_loss) if trial else None,
+                "ppl_with_ve": exp_or_none(trial.mean_loss + (trial.interval.mean or 0.0)) if trial else None,
             },
         },
     }
@@ -241,12 +254,5 @@ def _variance(module: ModuleActivations) -> float:
 def _ratio_ci(interval: Interval | None) -> list[float] | None:
     if interval is None or interval.low is None or interval.high is None:
         return None
-    bounds = [_exp(interval.low), _exp(interval.high)]
+    bounds = [exp_or_none(interval.low), exp_or_none(interval.high)]
     return None if None in bounds else [bound for bound in bounds if bound is not None]
-
-
-def _exp(value: float) -> float | None:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return None

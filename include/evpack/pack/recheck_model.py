@@ -10,6 +10,7 @@ from typing import Any
 from evpack.catalog.scenarios import Category
 from evpack.errors import EvidenceError, IntegrityError
 from evpack.evaluation.noop import NOOP_FILE, noop_digest, noop_shift
+from evpack.evaluation.overhead import BARE_FILE, Overhead
 from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.files import digest_json, sha256_bytes
 from evpack.guards.spectral_records import SpectralRecords
@@ -41,6 +42,8 @@ class ModelFacts:
     seeds: dict[int, int] = field(default_factory=dict)
     noop_shift: float | None = None
     """Of the model's no-op, nats per predicted token; None where calibration left none."""
+    overhead: Overhead | None = None
+    """What guarding does to the baseline's loss; None where calibration did not measure it."""
     errors: list[str] = field(default_factory=list)
     """Everything that contradicts itself."""
 
@@ -61,6 +64,7 @@ def check_model(campaign: Campaign, model: ModelPlan, scenarios: Sequence[str]) 
                 for run in step.runs:
                     facts.errors += _calibration(campaign, model, run, facts)
             facts.errors += _noop(campaign, model.name, facts)
+            facts.errors += _bare(campaign, model.name, facts)
             facts.errors += _matrices(campaign, model.name, facts)
             for scenario in scenarios:
                 facts.errors += _variant(campaign, model.name, scenario, facts, tensors)
@@ -175,6 +179,20 @@ def _noop(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:
     if noop.checkpoint_digest != noop_digest(str(facts.baseline)):
         yield f"{place}{NOOP_FILE}: not of this model's baseline"
     facts.noop_shift = noop_shift(noop, WindowRecords.parse(campaign.read(name), name))
+
+
+def _bare(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:
+    """What guarding does to the baseline's loss follows from its losses with guards and without."""
+    place = f"reports/{model}/calibration/"
+    if not campaign.has(place + BARE_FILE):
+        return
+    bare = WindowRecords.parse(campaign.read(place + BARE_FILE), place + BARE_FILE)
+    name = f"{place}run_{bare.run}/{layout.RECORDS}"
+    if bare.checkpoint_digest != facts.baseline or bare.model != model:
+        yield f"{place}{BARE_FILE}: not of this model's baseline"
+    schedule = campaign.at(layout.model_state(model, "schedule.json"))
+    yield from (f"{place}{BARE_FILE}: {text}" for text in window_problems(bare, bare.run, facts, schedule))
+    facts.overhead = Overhead.of(WindowRecords.parse(campaign.read(name), name), bare)
 
 
 def _matrices(campaign: Campaign, model: str, facts: ModelFacts) -> Iterator[str]:

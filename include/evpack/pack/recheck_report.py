@@ -136,7 +136,8 @@ def _errors(
     if layout.in_pack(key.model, str(entry(report, "records", "baseline", "path"))) != baseline_name:
         yield f"records.baseline.path does not lead to {baseline_name}"
     subject = campaign.files[subject_name]
-    differences = recompute(report, subject, campaign.files[baseline_name], campaign.policy, facts.noop_shift)
+    baseline = campaign.files[baseline_name]
+    differences = recompute(report, subject, baseline, campaign.policy, facts.noop_shift, facts.overhead)
     yield from differences
     if differences:
         return

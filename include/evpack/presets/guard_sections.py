@@ -1,8 +1,8 @@
 """What a preset says about the guards: the thresholds in force, and where the baseline itself stands.
 
-The thresholds are the policy's. Calibration loosens none: spectral ratios do not depend on windows, and edge risks
-on different windows differ 20 to 90 times more than those of a subject and its baseline on the same ones. Only the
-caps on z-scores, which decide nothing, follow the baseline's own spread.
+The thresholds are the policy's. Calibration loosens none: spectral ratios do not depend on windows, and the baseline's
+own edge risks differ far more from windows to windows than a subject's do from them on the same ones (docs/guards.md).
+Only the caps on z-scores, which decide nothing, follow the baseline's own spread.
 """
 
 from __future__ import annotations

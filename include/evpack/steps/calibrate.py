@@ -10,6 +10,7 @@ from evpack.catalog.policy import Policy
 from evpack.errors import EvaluationError
 from evpack.evaluation.half_ulp import add_half_ulp
 from evpack.evaluation.noop import NOOP_FILE, NOOP_SCENARIO, noop_digest
+from evpack.evaluation.overhead import BARE_FILE, asked_for
 from evpack.evaluation.records import ARMS, Arm, Compute, WindowRecords
 from evpack.files import publishing, sha256_bytes, write_atomic, write_json
 from evpack.guards import chain, spectral
@@ -32,7 +33,8 @@ def calibrate(ctx: StepContext) -> list[Path]:
     """Publish ``reports/calibration/run_<k>`` with records.json and baseline_report.json for each scheduled run.
 
     Where guards of the order need them, also the figures they compare with: activation_records.json of each run and
-    ``reports/calibration/spectral_records.json``. Last a no-op is scored on the first run's windows.
+    ``reports/calibration/spectral_records.json``. Where the policy asks what guarding does to the loss, the first run
+    is scored once more without it. Last a no-op is scored on the first run's windows.
     All scheduled runs are scored, also those beyond the number of calibration runs: evaluation run k pairs with run k.
     A run that an earlier attempt finished under the same contract is kept.
 
@@ -68,7 +70,18 @@ def calibrate(ctx: StepContext) -> list[Path]:
                 activations = heard(bench, run, listener, bench.baseline, baseline=True)
                 write_atomic(part / layout.ACTIVATIONS, encoded(activations))
         log.info("calibration run %d: perplexity %.4f / %.4f", run.run, *(report["primary_metric"][a] for a in ARMS))
+    if asked_for(policy):
+        published.append(_bare(bench, model, compute))
     return [*published, _noop(bench, model, compute)]
+
+
+def _bare(bench: Bench, model: Any, compute: Compute) -> Path:
+    """Losses of the baseline on the first run with nobody listening."""
+    file, run, digest = bench.place.calibration / BARE_FILE, bench.windows.runs[0], bench.baseline.digest()
+    found = bench.found_records(file, run, digest)
+    if found is None or found.compute != compute:
+        write_atomic(file, records_bytes(bench.records(run, bench.score(model, run), compute, digest)))
+    return file
 
 
 def _noop(bench: Bench, model: Any, compute: Compute) -> Path:

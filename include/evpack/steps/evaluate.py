@@ -16,6 +16,7 @@ from typing import Any
 from evpack.catalog.policy import Policy
 from evpack.data.windows import RunWindows
 from evpack.errors import BrokenContract, EvaluationError, EvidenceError
+from evpack.evaluation.overhead import asked_for
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.evaluation.report import GUARD_FLAGS, REPORT_NAME, check_report
 from evpack.files import publishing, sha256_bytes, write_atomic
@@ -32,7 +33,7 @@ from evpack.steps.probing import Probing
 from evpack.steps.repeats import is_repeated, repeat
 from evpack.steps.reporting import report_files
 from evpack.steps.runtime_manifest import runtime_facts
-from evpack.steps.subject import Bench, measured_noop_shift, set_aside
+from evpack.steps.subject import Bench, measured_noop_shift, measured_overhead, set_aside
 from evpack.steps.trial import Case, Subject
 
 
@@ -93,7 +94,15 @@ def _case(ctx: StepContext, bench: Bench) -> Case:
     if not path.exists():  # presets made for a plan without this edit: a variant differs only in what it says
         path = ctx.run.preset(bench.plan.name)
     order = tuple(_guards_order(ctx, bench, path))
-    return Case(scenario, policy, order, declaration_of(ctx, bench, scenario), measured_noop_shift(bench.place), path)
+    return Case(
+        scenario,
+        policy,
+        order,
+        declaration_of(ctx, bench, scenario),
+        measured_noop_shift(bench.place),
+        measured_overhead(bench.place) if asked_for(policy) else None,
+        path,
+    )
 
 
 def _guards_order(ctx: StepContext, bench: Bench, path: Path) -> list[str]:

@@ -69,6 +69,7 @@ def report_files(
         generated_at=now,
         bca=_bca(case, records, baseline),
         noop_shift=case.noop_shift,
+        overhead=case.overhead,
     )
     metric = report["primary_metric"]
     log.info("%s run %d: %s, ratio %s", case.scenario.id, records.run, metric["outcome"], metric["pooled"]["ratio"])
@@ -96,6 +97,6 @@ def _bca(case: Case, records: WindowRecords, baseline: BaselineSide) -> dict[str
         differences,
         weights,
         seed=records.seed,
-        replicates=int(case.policy.number("metrics.bootstrap.replicates")),
+        replicates=int(max(map(case.policy.number, ("metrics.bootstrap.replicates", "metrics.coverage.replicates")))),
         alpha=case.policy.number("metrics.bootstrap.alpha"),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from evpack.catalog.policy import Policy
@@ -14,6 +13,7 @@ from evpack.data.sources import source_from
 from evpack.data.tokenise import load_tokenizer, texts_of, token_ids, tokenizer_digest
 from evpack.data.windows import WindowDemand, WindowSet, make_windows
 from evpack.errors import CheckpointError, DataError, MissingFile
+from evpack.evaluation.assess import least_of_text
 from evpack.files import GB, publishing
 from evpack.guards.invariants import require_finite
 from evpack.plan.model import ModelPlan
@@ -106,10 +106,9 @@ def _require_share(windows: WindowSet, policy: Policy) -> None:
         DataError: how many tokens the text has and how many a run would have to use.
     """
     used = len(windows.runs[0].in_order()) * (windows.seq_len - 1)
-    share = policy.number("metrics.pm_ratio.min_token_fraction")
-    if used < (needed := math.ceil(windows.tokens.size * share)):
+    available = windows.tokens.size
+    if used < (needed := least_of_text(available, policy)):
         raise DataError(
-            f"the text has {windows.tokens.size} tokens, of which a run must predict {100 * share:g} %, {needed}; "
-            f"it predicts {used}",
+            f"the text has {available} tokens, of which a run must predict {needed}; it predicts {used}",
             "raise preview_windows and final_windows, or give less text",
         )

@@ -16,6 +16,7 @@ from evpack.checkpoint.reader import Checkpoint, CheckpointLike
 from evpack.data.windows import RunWindows, WindowSet, window_digest
 from evpack.errors import BrokenContract, CheckpointError, EvidenceError
 from evpack.evaluation.noop import NOOP_FILE, noop_shift
+from evpack.evaluation.overhead import BARE_FILE, Overhead
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.evaluation.scoring import (
     Placement,
@@ -165,6 +166,16 @@ def measured_noop_shift(place: ModelDir) -> float:
     """
     noop = _parsed(place.calibration / NOOP_FILE)
     return noop_shift(noop, _parsed(place.calibration / f"run_{noop.run}" / layout.RECORDS))
+
+
+def measured_overhead(place: ModelDir) -> Overhead:
+    """What the guards' listening does to the baseline's loss, as calibration left its records.
+
+    Raises:
+        EvidenceError: when they are missing, damaged or do not belong together.
+    """
+    bare = _parsed(place.calibration / BARE_FILE)
+    return Overhead.of(_parsed(place.calibration / f"run_{bare.run}" / "records.json"), bare)
 
 
 def _parsed(file: Path) -> WindowRecords:

@@ -14,6 +14,7 @@ from evpack.checkpoint.profile import open_baseline
 from evpack.checkpoint.reader import contents_of
 from evpack.data.windows import RunWindows
 from evpack.errors import CheckpointError, EvpackError, is_machine_fault
+from evpack.evaluation.overhead import Overhead
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.guards import chain, invariants, invariants_assess
 from evpack.guards.base import GuardResult
@@ -35,6 +36,8 @@ class Case:
     declaration: chain.Declaration
     noop_shift: float
     """Of the model's calibration."""
+    overhead: Overhead | None
+    """Of the same, where the policy asks for it."""
     preset: Path
     """The model's, or its variant for a clean edit of this type."""
 
