@@ -254,9 +254,15 @@ def test_offline_needs_the_whole_snapshot(
     commit = hub.add("org/m", repository)
     plan_campaign(RunDir(tmp_path / "run"), online(make_settings), home, source_repo={}, check_source=accept)
     offline, before = make_settings(models=["org/m"]), len(hub.asked)
+    with pytest.raises(BadInput, match="without its weights") as caught:
+        build_plan(offline, home, NOW)
+    assert "evpack revisions pin --fetch" in caught.value.mend
+    shard = fetch_snapshot("org/m", commit, online(make_settings), home) / "model-00001-of-00002.safetensors"
+    arrived = shard.readlink()
+    shard.unlink()
     with pytest.raises(BadInput, match=r"model-00001-of-00002\.safetensors.* is missing"):
         build_plan(offline, home, NOW)
-    fetch_snapshot("org/m", commit, online(make_settings), home)
+    shard.symlink_to(arrived)
     before = len(hub.asked)
     draft = build_plan(offline, home, NOW)
     assert draft.plan.models[0].source.revision == commit

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 from evpack.errors import BadInput
+from evpack.rundir import is_id
 
 EditType = Literal["quant_rtn", "fp8_quant", "magnitude_prune", "lowrank_svd"]
 ScopeKind = Literal["ffn", "attn", "all"]
@@ -31,7 +32,6 @@ MAX_BITS = 16
 """More bits than this round nothing in any weight format that is stored."""
 FP8_FORMATS = ("e4m3", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fn", "e5m2fnuz")
 
-_DIR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,119}")
 _MODIFIER = re.compile(r"(?:(layer|layers)=)?(\d{1,6})", re.ASCII)
 _ALIASES = {"bitwidth": "bits", "prune_level": "sparsity"}
 """Names some tuned files use for our names."""
@@ -207,7 +207,7 @@ def resolve_edit(
     parse_scope(scope, what)
     parameters = _parameters(spec.edit_type, tuned, what)
     directory = tuned.get("edit_dir_name") or ""
-    if directory and not (isinstance(directory, str) and _DIR_NAME.fullmatch(directory)):
+    if directory and not (isinstance(directory, str) and is_id(directory)):
         raise EditSpecError("invalid_tuned_edit_params", f"{what}: edit_dir_name {directory!r} is no file name", mend)
     return _resolved(spec, scope, parameters, version or "clean", directory, reason)
 

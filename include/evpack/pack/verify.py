@@ -42,7 +42,7 @@ FORMAT_VERSION = "evidence-pack-verify-v1"
 _CLOCK_SKEW = timedelta(minutes=10)
 """How far in the future evidence may have been made before a limit on its age refuses it."""
 _MARKS = {layout.README: "Verdict: **{}**", layout.PAGE: '<span class="badge {0}">{0}</span>'}
-"""How files for people say the verdict."""
+"""How files for people say the verdict; a version that says it otherwise has to know this form as well."""
 T = TypeVar("T")
 
 
@@ -367,10 +367,12 @@ def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs:
         place = where.place(name)
         if place not in files or files[place] != data:
             state.add(VerifyExit.EVIDENCE, f"{place}: not what recomputing gives")
-    for name, mark in _MARKS.items():
-        text = files[where.place(name)].decode("utf-8", "replace") if where.place(name) in files else ""
-        if other := [word for word in get_args(Word) if word != result.verdict and mark.format(word) in text]:
-            state.add(VerifyExit.EVIDENCE, f"{where.place(name)}: says {other[0]}, the reports give {result.verdict}")
+    for place, mark in ((where.place(name), mark) for name, mark in _MARKS.items() if where.place(name) in files):
+        text = files[place].decode("utf-8", "replace")
+        said = [word for word in get_args(Word) if mark.format(word) in text]
+        if said != [result.verdict]:
+            shown = " and ".join(said) or "no verdict"
+            state.add(VerifyExit.EVIDENCE, f"{place}: says {shown}, the reports give {result.verdict}")
     if not result.summary()["clean_reports"]:
         state.warnings.append("no report but those of error injections could be recomputed")
     claimed, earned = document.get("evidence_level"), _earned(document, result)

@@ -105,13 +105,12 @@ def snapshot(model_id: str, revision: str, cache: Path, patterns: Sequence[str],
         if network:
             raise Transient(f"model {model_id}: the hub cannot be reached ({_line(error)})", _CONNECT) from error
         part = "" if isinstance(error, LocalEntryNotFoundError) else " in full"
-        raise BadInput(
-            f"model {model_id}: revision {revision} is not in the cache {cache}{part}",
-            "fetch it with `evpack revisions pin --fetch`, or set HF_HUB_CACHE to the cache that has it",
-        ) from error
+        raise BadInput(f"model {model_id}: revision {revision} is not in the cache {cache}{part}", FETCH) from error
     return Path(str(found))
 
 
+FETCH = "fetch it with `evpack revisions pin --fetch`, or set HF_HUB_CACHE to the cache that has it"
+"""What to do where a cache lacks a snapshot or its weights, and the network may not be used."""
 _CONNECT = "check the network and HF_ENDPOINT, or set PACK_NET=0 to work from the cache"
 
 

@@ -206,12 +206,14 @@ def _open_hub(model_id: str, pin: Pin, settings: Settings, home: Home) -> Source
 
 def _listing(model_id: str, revision: str, settings: Settings, home: Home) -> tuple[Path, Mapping[str, int]]:
     """A snapshot with configuration and tokenizer, and the sizes of all files of the repository that matter."""
-    directory = hub.snapshot(
-        model_id, revision, hub_cache(settings, home), _small_patterns(settings), network=settings.net
-    )
+    cache = hub_cache(settings, home)
+    directory = hub.snapshot(model_id, revision, cache, _small_patterns(settings), network=settings.net)
     if settings.net:
         return directory, hub.look_up(model_id, revision).files
-    return directory, {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+    if not any(name.endswith(suffix) for _, _, suffix, _ in _WEIGHTS for name in sizes):
+        raise BadInput(f"model {model_id}: revision {revision} is in the cache {cache} without its weights", hub.FETCH)
+    return directory, sizes
 
 
 def plain_suffixes(settings: Settings) -> tuple[str, ...]:
