@@ -164,6 +164,20 @@ def test_export_of_something_else_is_bad_input(pair, tmp_path, name, said):
     assert isinstance(result.exception, BadInput) and said in result.exception.what
 
 
+def test_export_leaves_variant_baseline_and_packs_as_they_are(pair, tmp_path):
+    baseline, variant = pair
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    for name in ("manifest.json", "checksums.sha256"):
+        (pack / name).write_text("")
+    for place in (baseline.path, variant.path, pack):
+        before = sorted(place.iterdir())
+        command = ["variant", "export", str(variant.path), "--baseline", str(baseline.path), "--out", str(place / "x")]
+        result = CliRunner().invoke(build_app(), command)
+        assert isinstance(result.exception, BadInput) and "lies inside" in result.exception.what
+        assert sorted(place.iterdir()) == before
+
+
 def test_nothing_is_left_of_an_export_that_fails(pair, tmp_path):
     baseline, variant = pair
     delta = variant.path / "delta.safetensors"

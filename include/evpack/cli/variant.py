@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
         from evpack.checkpoint.reader import Checkpoint
         from evpack.errors import BadInput
         from evpack.files import AlreadyPublished, publishing
+        from evpack.pack.layout import check_outside
 
+        check_outside(out, "--out")
         if not (directory / VARIANT_FILE).exists():
             fault = f"is not a variant: it holds no {VARIANT_FILE}" if directory.is_dir() else "does not exist"
             raise BadInput(f"{directory} {fault}", "give models/<scenario> below a model of a run directory")
@@ -40,6 +42,9 @@ def register(app: typer.Typer) -> None:
                 "plan with PACK_KEEP_VARIANTS=1, or `evpack invalidate` its create step and run that by `evpack step`",
             )
         source = Checkpoint(baseline or directory.absolute().parent / "baseline")
+        for place in (directory, source.path):
+            if out.resolve().is_relative_to(place.resolve()):
+                raise BadInput(f"--out {out} lies inside {place}, which must stay as it is", "write elsewhere")
         opened = DeltaCheckpoint(source, directory)
         try:
             with publishing(out) as part:
