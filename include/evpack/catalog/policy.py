@@ -110,6 +110,11 @@ class Policy(BaseModel):
         return self.number("primary_metric.drift_band.min"), self.number("primary_metric.drift_band.max")
 
     @property
+    def replicates(self) -> int:
+        """Draws of the bootstrap: the profile's number, and at least the tier's."""
+        return int(max(map(self.number, ("metrics.bootstrap.replicates", "metrics.coverage.replicates"))))
+
+    @property
     def evidence_cap(self) -> EvidenceLevel:
         """Highest evidence level a pack under this policy may claim."""
         return cast(EvidenceLevel, self.text("evidence.max_level"))
@@ -155,16 +160,6 @@ class Policy(BaseModel):
             raise EvidenceError(f"{name}: unknown signal kind {sorted(unknown)[0]!r}")
         if self.evidence_cap not in LEVELS:
             raise EvidenceError(f"{name}: unknown evidence level {self.evidence_cap!r}")
-
-
-def tiers() -> tuple[str, ...]:
-    """Names of the shipped tiers."""
-    return tuple(_tier_data()["tiers"])
-
-
-def profiles() -> tuple[str, ...]:
-    """Names of the shipped profiles."""
-    return tuple(_tier_data()["profiles"])
 
 
 def resolve_policy(tier: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Policy:

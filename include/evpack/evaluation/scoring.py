@@ -153,7 +153,8 @@ def score_windows(
     """Sum of negative log-likelihoods of each window, nats; NaN or infinite where the model's output is.
 
     Every window is full, so there is no padding and each predicts seq_len - 1 tokens. Token losses are fp32
-    (log-softmax of fp32 logits), their sum is fp64.
+    (log-softmax of fp32 logits), their sum is fp64. With a vocabulary of 49,152 that is about 1e-5 nats per token less
+    than in fp64, on both sides of a pair alike.
 
     Args:
         model: a causal language model of transformers, on its device.

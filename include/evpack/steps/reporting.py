@@ -97,6 +97,6 @@ def _bca(case: Case, records: WindowRecords, baseline: BaselineSide) -> dict[str
         differences,
         weights,
         seed=records.seed,
-        replicates=int(max(map(case.policy.number, ("metrics.bootstrap.replicates", "metrics.coverage.replicates")))),
+        replicates=case.policy.replicates,
         alpha=case.policy.number("metrics.bootstrap.alpha"),
     )
