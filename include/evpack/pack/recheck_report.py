@@ -230,6 +230,10 @@ def _runtime(campaign: Campaign, place: str, report: Mapping[str, Any]) -> Itera
     preset = campaign.at(f"state/{config['path']}")
     if config["source"] == "file" and campaign.files.digests.get(preset) != config["sha256"]:
         yield f"{layout.RUNTIME} beside it names a preset {config['path']!r} that is not the packed one"
+    context, provenance = value.get("context", {}), report["provenance"]
+    for name in sorted(context.keys() & provenance.keys()):
+        if canonical_json(context[name]) != canonical_json(provenance[name]):
+            yield f"{layout.RUNTIME} beside it has another {name} than its provenance"
     contained = value["execution_mode"] == "container"
     expected = {
         "generated_at_utc": (value["generated_at_utc"], entry(report, "artifacts", "generated_at")),
