@@ -190,14 +190,13 @@ def test_a_speech_that_the_package_lacks_is_named(pins: demo.DemoPins, tmp_path:
         demo.prepare_demo(Home(tmp_path / "home"), pins=pins.model_copy(update={"text": text}))
 
 
-def test_loaders_say_how_to_get_the_demo(tmp_path: Path) -> None:
+def test_the_text_says_how_to_get_the_demo(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    for load in (demo.demo_model, demo.demo_text):
-        with pytest.raises(MissingFile) as error:
-            load(home)
-        assert error.value.mend == "run `evpack assets demo`"
-    (home.models / demo.demo_pins().model.name).mkdir(parents=True)
-    assert demo.demo_model(home) == home.models / "SmolLM2-135M"
+    with pytest.raises(MissingFile) as error:
+        demo.demo_text(home)
+    assert error.value.mend == "run `evpack assets demo`"
+    (home.texts / "sotu-heldout").mkdir(parents=True)
+    assert demo.demo_text(home) == home.texts / "sotu-heldout"
 
 
 def test_shipped_pins_are_whole() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.catalog.floors import with_enough_windows
-from evpack.catalog.policy import profiles, resolve_policy, tiers
+from evpack.catalog.policy import resolve_policy
 from evpack.catalog.suites import settings_for, suites
 from evpack.evaluation.assess import assess
 from evpack.evaluation.records import ARMS, Compute, WindowLoss, WindowRecords
@@ -74,8 +74,8 @@ def scored(side: Any, settings: Settings, loss: float) -> WindowRecords:
 
 
 @given(
-    tier=st.sampled_from(tiers()),
-    profile=st.sampled_from(profiles()),
+    tier=st.sampled_from(get_args(Settings.model_fields["tier"].annotation)),
+    profile=st.sampled_from(get_args(Settings.model_fields["profile"].annotation)),
     seq_len=st.sampled_from([64, 128, 512, 2048]),
     windows=st.integers(1, 64),
 )

@@ -62,22 +62,16 @@ def demo_pins() -> DemoPins:
     return DemoPins.model_validate(parse_json(source.read_bytes(), "assets/data/demo.json"))
 
 
-def demo_model(home: Home) -> Path:
-    """Directory of the demo checkpoint.
-
-    Raises:
-        MissingFile: when it was not prepared yet.
-    """
-    return _prepared(home.models / demo_pins().model.name, "demo model")
-
-
 def demo_text(home: Home) -> Path:
     """Directory of the demo text: one ``*.txt`` per held-out speech, one paragraph per line.
 
     Raises:
         MissingFile: when it was not prepared yet.
     """
-    return _prepared(home.texts / demo_pins().text.name, "demo text")
+    path = home.texts / demo_pins().text.name
+    if not path.is_dir():
+        raise MissingFile(f"the demo text is not at {path}", _FETCH)
+    return path
 
 
 def prepare_demo(home: Home, tell: Callable[[str], None] = lambda line: None, pins: DemoPins | None = None) -> None:
@@ -123,12 +117,6 @@ def write_speeches(directory: Path, pins: DemoPins | None = None) -> int:
         for name, words in speeches.items():
             (part / name).write_text(words, encoding="utf-8")
     return len(speeches)
-
-
-def _prepared(path: Path, what: str) -> Path:
-    if not path.is_dir():
-        raise MissingFile(f"the {what} is not at {path}", _FETCH)
-    return path
 
 
 @contextmanager
