@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from evpack.airflow import occupancy
 from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.occupancy import at_work, check_free, check_own, occupy, planned_by
+from evpack.airflow.operators import PlanOperator
 from evpack.errors import BadInput, StepExit
 from evpack.files import read_json, write_json
 from evpack.home import Home
@@ -84,6 +86,30 @@ def test_a_campaign_of_another_run_is_taken_up_only_when_it_is_named(run: RunDir
     check_own(asks("a.1"), run, named=False)  # cleared, after another one resumed it
 
 
+def test_of_two_runs_that_plan_at_once_one_gets_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    home = Home.locate().create()
+    write_json(home.pools, {"cpu": 2, "gpu": 0})
+    monkeypatch.setattr(PlanOperator, "dag_id", "campaign")
+    ends: list[object] = []
+
+    def plan(run_id: str) -> None:
+        task = PlanOperator(task_id="plan")
+        try:
+            found, _, _ = task._plan({**asks(run_id, "a.1", "a:1"), "params": PARAMS}, home)
+            ends.append(load_plan(found).digest())
+        except BadInput as error:
+            ends.append(error)
+
+    both = [threading.Thread(target=plan, args=(run_id,)) for run_id in ("a.1", "a:1")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    (refused,) = (end for end in ends if isinstance(end, BadInput))
+    assert "holds the campaign of DAG run a" in refused.what and len(ends) == 2
+
+
 def test_a_run_without_a_name_of_its_own_fails_in_plan(
     play: Any, deployment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +120,13 @@ def test_a_run_without_a_name_of_its_own_fails_in_plan(
     state, tasks = play(run.root, output_dir=None)
     assert state == "failed" and tasks["plan"] == {"failed": 1}
     assert run.plan.read_bytes() == plan
+
+
+@pytest.mark.parametrize("name", ["resume", "output_dir"])
+def test_a_relative_place_is_nobodys_in_a_worker(play: Any, tmp_path: Path, name: str) -> None:
+    state, tasks = play(tmp_path / "run", **{"output_dir": None, name: "runs/mine"})
+    assert state == "failed" and tasks["plan"] == {"failed": 1}
+    assert not Path("runs/mine").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"at_work": 1}', '{"at_work": {"dag_id": "x"}}'])

@@ -112,7 +112,7 @@ def test_the_hook_leaves_other_tasks_alone(task_id: str) -> None:
 def test_a_resumed_campaign_keeps_its_order(tmp_path: Path) -> None:
     frozen = tmp_path / "state" / "settings.json"
     write_atomic(frozen, json.dumps(Settings(order="large_first").to_json()).encode())
-    assert order_of({"resume": str(tmp_path)}, {}) == "large_first"
+    assert order_of({"resume": str(tmp_path)}, {}) == order_of({"output_dir": str(tmp_path)}, {}) == "large_first"
     assert order_of({"resume": str(tmp_path / "gone")}, {}) == "small_first"
     assert order_of({"order": "nonsense"}, {}) == "small_first"
     for hostile in ("a\0b", "x" * 10_000, "\ud800", {"a": []}, 7):  # the scheduler asks before `plan` can refuse

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,9 @@ from evpack.airflow.endings import (
 )
 from evpack.airflow.occupancy import check_own, occupy, planned_by
 from evpack.errors import BadInput, EvpackError
+from evpack.files import locked
 from evpack.home import Home
-from evpack.plan.model import StepType, load_plan
+from evpack.plan.model import CampaignPlan, StepType, load_plan
 from evpack.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -49,27 +50,11 @@ class PlanOperator(BaseBranchOperator):
     def choose_branch(self, context: Context) -> list[str]:
         """Plan the campaign and name the tasks that follow."""
         from evpack.airflow.items import used_lanes
-        from evpack.steps.plan import open_campaign, place_and_mode
 
-        home, params = Home.locate(), dict(context["params"])
-        limits = planning_limits(params)
+        limits = planning_limits(dict(context["params"]))
         check_tries(context, limits, self.task_id)
-        default_root = home.run_dir(self.dag_id, context["dag_run"].run_id)
         try:
-            if not home.pools.is_file():
-                raise BadInput(
-                    f"no pools were made ({home.pools})", "run `evpack airflow setup`, else steps wait forever"
-                )
-            run, mode = place_and_mode(params, home, default_root)
-            planned = run.plan.exists()
-            again = planned_by(context, run)
-            if planned:
-                check_own(context, run, named=bool(params.get("resume") or params.get("output_dir")))
-                occupy(context, run)
-            run, plan = open_campaign(
-                params, home, default_root=default_root, dag_run=context["dag_run"].run_id, again=again
-            )
-            occupy(context, run, planned=again or not planned)
+            run, plan, mode = self._plan(context, Home.locate())
         except EvpackError as error:
             raise failed(error, limits) from None
         context["ti"].xcom_push(key=RUN_DIR_KEY, value=str(run.root))
@@ -82,6 +67,29 @@ class PlanOperator(BaseBranchOperator):
             for task in sorted(self.downstream_task_ids)
             if task in followed or task == StepType.COMPILE_VERDICT.value
         ]
+
+    def _plan(self, context: Context, home: Home) -> tuple[RunDir, CampaignPlan, str]:
+        """The run directory, planned and taken for this DAG run; the plan, and the part of it that runs.
+
+        Raises:
+            EvpackError: why it is not planned.
+        """
+        from evpack.steps.plan import open_campaign, place_and_mode
+
+        params, run_id = dict(context["params"]), context["dag_run"].run_id
+        default_root = home.run_dir(self.dag_id, run_id)
+        if not home.pools.is_file():
+            raise BadInput(f"no pools were made ({home.pools})", "run `evpack airflow setup`, else steps wait forever")
+        named = _names_place(params)
+        with locked(home.root):  # two runs that are given one directory must not both find it empty
+            run, mode = place_and_mode(params, home, default_root)
+            planned, again = run.plan.exists(), planned_by(context, run)
+            if planned:
+                check_own(context, run, named=named)
+                occupy(context, run)
+            run, plan = open_campaign(params, home, default_root=default_root, dag_run=run_id, again=again)
+            occupy(context, run, planned=again or not planned)
+        return run, plan, mode
 
 
 class SelectModels(BaseOperator):
@@ -219,6 +227,19 @@ def run_dir_of(context: Context) -> RunDir:
     except EvpackError as error:
         raise failed(error, frozen_limits(run)) from None
     return run
+
+
+def _names_place(params: Mapping[str, Any]) -> bool:
+    """Whether a run's own params name its run directory.
+
+    Raises:
+        BadInput: when it is relative: a worker's current directory is Airflow's, not that of who asks.
+    """
+    named = {name: str(params[name]) for name in ("resume", "output_dir") if params.get(name)}
+    for name, value in named.items():
+        if not value.startswith(("/", "~")):
+            raise BadInput(f"{name}={value!r} is relative to no directory of yours", "give an absolute path")
+    return bool(named)
 
 
 def _mode(context: Context) -> str:

@@ -37,13 +37,13 @@ def task_weight(task_id: str, map_index: int, order: str = SMALL_FIRST) -> int:
 
 
 def order_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    """The order of a DAG run: its conf, that of the campaign it resumes, else the environment's.
+    """The order of a DAG run: its conf, that of the campaign it takes up, else the environment's.
 
     What cannot be read or is no order counts as the default: `plan` refuses such a run in words of its own.
     """
     named = conf.get("order")
-    if named is None and conf.get("resume"):
-        named = _frozen_order(str(conf["resume"]))
+    if named is None and (taken_up := conf.get("resume") or conf.get("output_dir")):
+        named = _frozen_order(str(taken_up))
     named = named or environ.get(ORDER_ENV, "").strip()
     return str(named) if named in ORDERS else SMALL_FIRST
 
