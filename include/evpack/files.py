@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evpack.errors import DiskFull, EvidenceError
+from evpack.errors import BadInput, DiskFull, EvidenceError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -309,6 +309,18 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
         _fsync_directory(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def expanded(text: str) -> Path:
+    """A path that a person wrote, a leading ``~`` or ``~user`` resolved.
+
+    Raises:
+        BadInput: when there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{text!r} begins with a user that this host does not know", "write the whole path") from None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evpack.errors import BadInput
+from evpack.files import expanded
 
 ENV_NAME = "EVPACK_HOME"
 DEFAULT_NAME = ".evpack"
@@ -25,9 +26,13 @@ class Home:
 
     @classmethod
     def locate(cls, environ: Mapping[str, str] | None = None) -> Home:
-        """The home named by EVPACK_HOME, else ``./.evpack`` (absolute, not created)."""
+        """The home named by EVPACK_HOME, else ``./.evpack`` (absolute, not created).
+
+        Raises:
+            BadInput: when it begins with a user that is not known.
+        """
         value = (os.environ if environ is None else environ).get(ENV_NAME, "").strip()
-        return cls(Path(value or DEFAULT_NAME).expanduser().absolute())
+        return cls(expanded(value or DEFAULT_NAME).absolute())
 
     @property
     def hf(self) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from evpack.files import expanded
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _items(value: object) -> object:
 
 
 def _absolute(value: str) -> str:
-    return str(Path(value).expanduser().absolute())
+    return str(expanded(value).absolute())
 
 
 def _dataset_name(value: str) -> str:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpack.catalog.suites import named_model
 from evpack.errors import BadInput
 from evpack.home import Home, safe_name
 from evpack.rundir import RunDir, checked_id, checked_step, model_name
+from evpack.settings import Settings
 
 
 def test_model_names_follow_the_reference() -> None:
@@ -56,6 +58,16 @@ def test_home_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="EVPACK_HOME"):
         Home(tmp_path / "file" / "below").create()
+
+
+def test_a_user_that_is_not_there_has_no_home() -> None:
+    for read in (
+        lambda: Home.locate({"EVPACK_HOME": "~no such user/x"}),
+        lambda: Settings(output_dir="~no such user/x"),
+        lambda: named_model("~no such user/x"),
+    ):
+        with pytest.raises(BadInput, match="no such user"):
+            read()
 
 
 def test_reports_of_errors_stand_apart() -> None:

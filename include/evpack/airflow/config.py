@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evpack.errors import BadInput
-from evpack.files import write_atomic
+from evpack.files import expanded, write_atomic
 from evpack.home import Home
 from evpack.plan.lanes import MAX_MAP_LENGTH
 
@@ -72,7 +72,7 @@ class Deployment:
             BadInput: when no dags/ directory can be found.
         """
         named = (os.environ if environ is None else environ).get(PROJECT_ENV, "").strip()
-        project = Path(named).expanduser().absolute() if named else Path(__file__).resolve().parents[3]
+        project = expanded(named).absolute() if named else Path(__file__).resolve().parents[3]
         if not (project / "dags" / "evidence_campaign.py").is_file():
             raise BadInput(
                 f"{project} has no dags/evidence_campaign.py",

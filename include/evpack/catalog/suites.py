@@ -13,6 +13,7 @@ from evpack.catalog.floors import with_enough_windows
 from evpack.catalog.loader import parse_as, read_document, shipped
 from evpack.catalog.scenarios import Category, Manifest, Scenario
 from evpack.errors import BadInput, MissingFile
+from evpack.files import expanded
 from evpack.home import Home
 from evpack.settings import Settings
 from evpack.settings_resolve import peek_suite, resolve
@@ -115,7 +116,7 @@ def named_model(text: str) -> SuiteModel:
     for model in (model for suite_ in suites().values() for model in suite_.models):
         if model.id == text:
             return model
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_dir():
         return SuiteModel(id=path.resolve().name, location=str(path.absolute()))
     if path.suffix == ".gguf" and path.is_file():
@@ -160,7 +161,7 @@ def chosen_scenarios(settings: Settings) -> Manifest:
     name = suite(settings.suite).scenarios
     wanted = settings.scenarios or ()
     if len(wanted) == 1 and wanted[0].endswith(".json"):
-        path = Path(wanted[0]).expanduser()
+        path = expanded(wanted[0])
         data = read_document(path, "scenario manifest", "set scenarios to a manifest file or to scenario ids")
         manifest, wanted = parse_as(Manifest, data, str(path)), ()
     else:

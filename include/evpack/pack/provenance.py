@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from evpack.errors import BadInput, EvidenceError, EvpackError, MissingFile
-from evpack.files import parse_json, utc_now
+from evpack.files import expanded, parse_json, utc_now
 
 SOURCE_ENV = "EVPACK_SOURCE_REPO"
 """Names a complete source_repo.json, for installations without a git checkout."""
@@ -51,7 +51,7 @@ def collect_source_repo(start: Path, *, environ: Mapping[str, str] | None = None
     """
     named = (os.environ if environ is None else environ).get(SOURCE_ENV, "").strip()
     if named:
-        path = Path(named).expanduser()
+        path = expanded(named)
         if not path.is_file():
             raise MissingFile(f"{SOURCE_ENV} names {named!r}, which does not exist", _MEND)
         return check_source_repo(path.read_bytes(), named)
