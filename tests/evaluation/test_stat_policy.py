@@ -87,6 +87,7 @@ def test_environment_reaches_no_threshold(monkeypatch) -> None:
         (("balanced", "ci", {"guards.rmt.epsilon": math.nan}), "epsilon is nan"),
         (("balanced", "ci", {"guards.rmt.epsilon": None}), "epsilon is None"),
         (("balanced", "ci", {"guards.rmt.windows.count": 0}), "not positive"),
+        (("balanced", "ci", {"guards.rmt.windows.count": 10**400}), "beyond"),
         (("balanced", "ci", {"guards.variance.monitor_only": 0}), "monitor_only is 0, not a switch"),
     ],
 )
@@ -119,6 +120,8 @@ def _damaged(change):
         (lambda d: d["thresholds"]["evidence.max_level"].update(value="top"), "top"),
         (lambda d: d["thresholds"]["spectral.max_caps"].update(origin=""), "origin"),
         (lambda d: d["thresholds"]["primary_metric.drift_band.min"].update(value=2.0), "drift band"),
+        (lambda d: d["thresholds"]["primary_metric.drift_band.max"].update(value=10**400), "drift_band.max is 1000"),
+        (lambda d: d["thresholds"]["metrics.pm_tail.quantile"].update(value=-(10**400)), "quantile is -1000"),
     ],
 )
 def test_a_damaged_policy_is_refused(change, named) -> None:

@@ -34,6 +34,8 @@ _FRACTIONS = (
     "metrics.pm_tail.quantile",
     "verdict.informational_min_signal_fraction",
 )
+_LARGEST = 2**53
+"""Largest whole number of a threshold; JSON's have no end, and a float cannot hold every larger one."""
 _GUARDS = ("spectral.", "rmt.", "variance.")
 _SIGNAL_KINDS = frozenset({"gate_flip", "remediation", "detected_shift"})
 
@@ -146,6 +148,8 @@ class Policy(BaseModel):
             if _kind(leaf.value) not in shipped[key]:
                 kinds = " or ".join(sorted(shipped[key]))
                 raise EvidenceError(f"{name}: threshold {key} is {leaf.value!r}, not a {kinds}")
+            if isinstance(leaf.value, int) and abs(leaf.value) > _LARGEST:
+                raise EvidenceError(f"{name}: threshold {key} is {leaf.value!r:.20}..., beyond {_LARGEST}")
         for key in _POSITIVE:
             value = self.thresholds[key].value
             if value is not None and self.number(key) <= 0:
