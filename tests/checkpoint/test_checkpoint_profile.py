@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from evpack.checkpoint.profile import build_profile, open_baseline, open_variant, read_profile, write_profile
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.profile import build_profile, open_baseline, read_profile, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.writer import VariantWriter
 from evpack.errors import CheckpointError
@@ -79,7 +80,7 @@ def test_a_variant_opens_over_it(model):
         before = baseline.read("model.norm.weight")
         writer.put("model.norm.weight", before, before * 2)
         writer.finish(scenario="double", kind="error", declaration=None, metadata={})
-    assert list(open_variant(model, "double").variant.changed) == ["model.norm.weight"]
+    assert list(DeltaCheckpoint(open_baseline(model), model.variant("double")).variant.changed) == ["model.norm.weight"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": "evpack_model_profile_v1"}', "[]"])

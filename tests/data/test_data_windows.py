@@ -26,24 +26,14 @@ DEMANDS = st.builds(
 
 
 def test_chunks_are_full_and_the_rest_is_dropped() -> None:
-    windows = chunk([[0, 1, 2], [3, 4, 5, 6], [7, 8]], seq_len=4, stride=4)
+    windows = chunk([[0, 1, 2], [3, 4, 5, 6], [7, 8]], seq_len=4)
     assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert windows.dtype == np.int32
 
 
-def test_stride_below_the_length_overlaps() -> None:
-    assert chunk([range(6)], seq_len=4, stride=2).tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
-
-
-@pytest.mark.parametrize("stride", [0, 5])
-def test_stride_must_lie_between_one_and_the_length(stride: int) -> None:
-    with pytest.raises(BadInput, match=f"stride {stride}"):
-        chunk([range(6)], seq_len=4, stride=stride)
-
-
 def test_text_below_one_window_gives_none() -> None:
-    assert chunk([], 4, 4).shape == (0, 4)
-    assert chunk([[1, 2]], 4, 4).shape == (0, 4)
+    assert chunk([], 4).shape == (0, 4)
+    assert chunk([[1, 2]], 4).shape == (0, 4)
 
 
 @given(DEMANDS, st.integers(0, 200))

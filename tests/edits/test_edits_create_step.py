@@ -9,7 +9,8 @@ import torch  # noqa: TID253
 
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
 from evpack.catalog.scenarios import Scenario
-from evpack.checkpoint.profile import build_profile, open_variant, write_profile
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.profile import build_profile, open_baseline, write_profile
 from evpack.data.windows import WindowSet
 from evpack.errors import BadInput, CheckpointError, DiskFull
 from evpack.home import Home
@@ -72,7 +73,7 @@ def test_an_edit_is_published_as_a_delta(context, block):
     model = ctx.run.model("tiny")
     assert create(ctx) == [model.variant("quant")]
     assert sorted(p.name for p in model.variant("quant").iterdir()) == ["delta.safetensors", "variant.json"]
-    variant = open_variant(model, "quant")
+    variant = DeltaCheckpoint(open_baseline(model), model.variant("quant"))
     assert variant.variant.scenario == "quant"
     assert len(variant.variant.changed) == 6
     assert torch.equal(variant.read("model.embed_tokens.weight"), block["model.embed_tokens.weight"])
@@ -81,7 +82,8 @@ def test_an_edit_is_published_as_a_delta(context, block):
 def test_a_fault_comes_from_the_scenarios_error_type(context):
     ctx = context("nan")
     create(ctx)
-    variant = open_variant(ctx.run.model("tiny"), "nan").variant
+    model = ctx.run.model("tiny")
+    variant = DeltaCheckpoint(open_baseline(model), model.variant("nan")).variant
     assert variant.metadata["error_type"] == "nan_injection"
     assert variant.declaration is None
 

@@ -6,7 +6,8 @@ import torch  # noqa: TID253
 from safetensors.torch import save_file
 
 from evpack.catalog.edit_spec import parse_edit_spec, resolve_edit
-from evpack.checkpoint.profile import build_profile, open_variant, write_profile
+from evpack.checkpoint.delta import DeltaCheckpoint
+from evpack.checkpoint.profile import build_profile, open_baseline, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import BadInput
 from evpack.home import Home
@@ -149,7 +150,7 @@ def test_a_variant_of_another_edit_is_made_again(context, model):
 @pytest.mark.parametrize("batch", [True, False])
 def test_full_storage_has_the_content_of_the_delta(context, model, batch):
     create(context("rtn", batch=batch))
-    delta = open_variant(model, "rtn").digest()
+    delta = DeltaCheckpoint(open_baseline(model), model.variant("rtn")).digest()
     create(context("rtn", batch=batch, storage="full"))
     directory = model.variant("rtn")
     assert sorted(p.name for p in directory.iterdir()) == [
@@ -158,6 +159,6 @@ def test_full_storage_has_the_content_of_the_delta(context, model, batch):
         "tokenizer.json",
         "variant.json",
     ]
-    variant = open_variant(model, "rtn")
+    variant = DeltaCheckpoint(open_baseline(model), model.variant("rtn"))
     assert variant.is_full
     assert variant.digest() == delta == Checkpoint(directory).digest()

@@ -51,7 +51,6 @@ def load_model(
     device: str = "cpu",
     *,
     memory: Sequence[int] = (),
-    attention: str | None = None,
 ) -> tuple[Any, LoadingReport]:
     """Build the causal language model of a checkpoint or variant, in evaluation mode.
 
@@ -60,7 +59,6 @@ def load_model(
         dtype: type of the weights in memory.
         device: a torch device name.
         memory: bytes that may be used of each device, in order; with more than one, the model is spread over them.
-        attention: implementation for transformers (``eager``, ``sdpa``), None for its choice.
 
     Returns:
         The model and what became of the keys. The caller must not use a model with `unexplained` faults as a
@@ -71,7 +69,6 @@ def load_model(
         OutOfMemory: when it does not fit on the devices together.
     """
     model_class, config = _architecture(checkpoint)
-    options = {"attn_implementation": attention} if attention else {}
     places = {"": device} if len(memory) < 2 else device_map(_on_paper(model_class, config), dtype, memory)
     with quiet():
         try:
@@ -83,7 +80,6 @@ def load_model(
                 device_map=places,
                 ignore_mismatched_sizes=True,  # reported, and fatal for the subject, instead of raised
                 output_loading_info=True,
-                **options,
             )
         except (RuntimeError, ValueError) as error:
             if is_out_of_memory(error):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evpack.checkpoint.container import DTYPES
 from evpack.checkpoint.contents import TensorRecord
-from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.documents import read_as
 from evpack.checkpoint.reader import Checkpoint, CheckpointLike, contents_of
 from evpack.errors import CheckpointError
@@ -102,15 +101,6 @@ def open_baseline(model: ModelDir) -> Checkpoint:
             f"{model.baseline}: its config is not the one recorded at setup", "start a new run directory"
         )
     return checkpoint
-
-
-def open_variant(model: ModelDir, scenario: str) -> DeltaCheckpoint:
-    """The variant of a scenario over the model's baseline.
-
-    Raises:
-        CheckpointError: when either is damaged.
-    """
-    return DeltaCheckpoint(open_baseline(model), model.variant(scenario))
 
 
 def main_dtype(checkpoint: CheckpointLike) -> str:

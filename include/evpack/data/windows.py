@@ -78,19 +78,15 @@ def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackErro
     )
 
 
-def chunk(documents: Iterable[Sequence[int]], seq_len: int, stride: int) -> Tokens:
+def chunk(documents: Iterable[Sequence[int]], seq_len: int) -> Tokens:
     """Concatenate token ids and cut them into full windows; what is left at the end is dropped.
 
     Returns:
-        int32 array [n, seq_len], window i starting at token i * stride.
+        int32 array [n, seq_len], window i starting at token i * seq_len.
     """
-    if not 1 <= stride <= seq_len:
-        raise BadInput(f"stride {stride} is not between 1 and seq_len {seq_len}", "set stride to seq_len")
     parts = [np.asarray(document, dtype=np.int32) for document in documents]
     stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-    if len(stream) < seq_len:
-        return np.empty((0, seq_len), dtype=np.int32)
-    return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(stream, seq_len)[::stride])
+    return stream[: len(stream) - len(stream) % seq_len].reshape(-1, seq_len)
 
 
 def _first_of_each(tokens: Tokens) -> Tokens:
@@ -294,7 +290,7 @@ def make_windows(
     Raises:
         DataError: when the text is too short.
     """
-    tokens = _first_of_each(chunk(documents, demand.seq_len, demand.seq_len))
+    tokens = _first_of_each(chunk(documents, demand.seq_len))
     if len(tokens) < demand.windows:
         raise too_short(len(tokens), demand, "full windows, no overlap")
     hardness = difficulty.difficulties(decode(tokens)) if decode else None
