@@ -17,9 +17,9 @@ from evpack.errors import CampaignExit, StepExit
 from evpack.files import write_json
 from evpack.home import Home
 from evpack.pack import keys
-from evpack.plan.model import CampaignPlan, StepType
+from evpack.plan.model import CLOSING, CampaignPlan, StepType
 from evpack.rundir import RunDir
-from evpack.runtime.outcome import CLOSING_STEPS, campaign_outcome, verify_command
+from evpack.runtime.outcome import campaign_outcome, verify_command
 from evpack.runtime.progress import Estimate, ModelProgress, read_progress
 from evpack.runtime.results import verdict_rows
 from evpack.runtime.threads import threads_for
@@ -41,7 +41,7 @@ def finish(run: RunDir, plan: CampaignPlan, step_id: str, dag_run: str | None = 
 
 
 def close(run: RunDir, plan: CampaignPlan, verdict: str, *, ok: bool = True, dag_run: str | None = None) -> None:
-    for step in CLOSING_STEPS:
+    for step in CLOSING:
         finish(run, plan, step.value, dag_run)
     write_json(run.final_verdict, {"verdict": verdict})
     write_json(run.reports / "pack_verification.json", {"ok": ok, "exit": 0 if ok else 7})
@@ -115,7 +115,7 @@ def test_nothing_missing_or_stale_is_ever_a_pass(planned: tuple[RunDir, Campaign
         close(run, plan, "PASS")
         run.final_verdict.write_text(broken)
         assert campaign_outcome(run).exit is CampaignExit.INCOMPLETE
-    for step in CLOSING_STEPS:
+    for step in CLOSING:
         close(run, plan, "PASS")
         run.marker(step.value).unlink()
         assert campaign_outcome(run).exit is CampaignExit.INCOMPLETE
