@@ -76,6 +76,7 @@ def test_a_step_and_its_dependents_are_redone_and_nothing_else(run: RunDir) -> N
     }
     assert not (run.root / "made" / "a.calibrate").exists()
     assert state.step_state(run, "a.setup_baseline") == "done"
+    assert state.step_state(run, "a.calibrate") == "waiting"
     assert play(run) == ["a.calibrate", "a.derive_preset"]
     assert state.step_state(run, "verify_pack") == "done"
 

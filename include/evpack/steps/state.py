@@ -290,7 +290,7 @@ def step_state(run: RunDir, step_id: str) -> str:
     if any(record["class"] == "running" and _alive(record) for record in here):
         return "running"
     last = attempts[-1]
-    if last["class"] in _WAITING:
+    if last["class"] in {"ok", *_WAITING}:  # what ended well and has no marker was taken back
         return "waiting"
     if last["class"] != "running":
         return "failed"
