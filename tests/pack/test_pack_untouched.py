@@ -45,6 +45,7 @@ def pack(good_pack: BuiltPack, tmp_path: Path) -> Iterator[Path]:
         ["diff", "--html", "{}/reports/new.html", "{}", "{}"],
         ["attest", "--out", "{}/new.json", "{}"],
         ["attest", "--out", "{}/../link/new.json", "{}"],
+        ["tune", "fixture", "--out", "{}/state/tuned_edit_params.json"],
         ["keygen", "{}/key"],
         ["keygen", "{}/new/key"],
     ],

@@ -36,9 +36,11 @@ def register(app: typer.Typer) -> None:
         from evpack.pack.attest import sign
         from evpack.pack.trust import Trust
         from evpack.pack.verify import Demands, verify_pack
+        from evpack.plan.disk import check_file
 
         target = out or pack.absolute().with_name(f"{pack.absolute().name}.attestation.json")
         layout.check_outside(target, "--out")
+        check_file(target, "--out")
         private = keys.load_private(signing_key or keys.deployment_key(Home.locate()))
         trust = Trust(frozenset({keys.fingerprint(private.public_key())}))
         result = verify_pack(pack, trust, Demands(strict=True))

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         from evpack.errors import BadInput
         from evpack.files import pretty_json, utc_now, write_json
         from evpack.home import Home
+        from evpack.pack.layout import check_outside
         from evpack.plan.disk import check_file
         from evpack.tuning import POOL_WINDOWS, Request
         from evpack.tuning import tune as run_sweep
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
         if out is not None:
             if not out.parent.is_dir():
                 raise BadInput(f"--out {out}: there is no directory {out.parent}", "make it, or choose another place")
+            check_outside(out, "--out")
             check_file(out, "--out")
         document = load_tuned(str(out)).document if out is not None and out.exists() else empty_document()
         request = Request(model, params, edit, POOL_WINDOWS if windows is None else windows)
