@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,18 +87,27 @@ def test_a_campaign_of_another_run_is_taken_up_only_when_it_is_named(run: RunDir
     check_own(asks("a.1"), run, named=False)  # cleared, after another one resumed it
 
 
-def test_of_two_runs_that_plan_at_once_one_gets_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    """Plan as a DAG run that may be unfinished; keyword arguments are params."""
     monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(PlanOperator, "dag_id", "campaign")
     home = Home.locate().create()
     write_json(home.pools, {"cpu": 2, "gpu": 0})
-    monkeypatch.setattr(PlanOperator, "dag_id", "campaign")
+
+    def work(run_id: str, **params: Any) -> RunDir:
+        context = {**asks(run_id, "a.1", "a:1"), "params": {**PARAMS, **params}}
+        return PlanOperator(task_id="plan")._plan(context, home)[0]
+
+    return work
+
+
+def test_of_two_runs_that_plan_at_once_one_gets_the_directory(plans: Callable[..., RunDir]) -> None:
     ends: list[object] = []
 
     def plan(run_id: str) -> None:
-        task = PlanOperator(task_id="plan")
         try:
-            found, _, _ = task._plan({**asks(run_id, "a.1", "a:1"), "params": PARAMS}, home)
-            ends.append(load_plan(found).digest())
+            ends.append(load_plan(plans(run_id)).digest())
         except BadInput as error:
             ends.append(error)
 
@@ -108,6 +118,15 @@ def test_of_two_runs_that_plan_at_once_one_gets_the_directory(tmp_path: Path, mo
         thread.join()
     (refused,) = (end for end in ends if isinstance(end, BadInput))
     assert "holds the campaign of DAG run a" in refused.what and len(ends) == 2
+
+
+def test_a_run_that_was_deleted_and_starts_again_plans_again(plans: Callable[..., RunDir]) -> None:
+    run = plans("b")
+    first = load_plan(run).digest()
+    assert load_plan(plans("b")).digest() == first and not run.archive.exists()
+    assert load_plan(plans("b", clean_edit_runs=2)).digest() != first
+    (aside,) = run.archive.glob("campaign-*")
+    assert load_plan(RunDir(aside)).digest() == first
 
 
 def test_a_run_without_a_name_of_its_own_fails_in_plan(
