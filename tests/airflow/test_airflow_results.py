@@ -86,8 +86,11 @@ def test_the_estimate_follows_the_pace_seen() -> None:
     estimate = Estimate()
 
     def seen(done: int, running: int, failed: int = 0) -> list[ModelProgress]:
-        return [ModelProgress("m", "ready", 10, done, ("x",) * running, ("y",) * failed)]
+        return [ModelProgress("m", preparation, 10, done, ("x",) * running, ("y",) * failed)]
 
+    preparation = "calibrate running"  # variants may be made meanwhile, which says nothing about the pace
+    assert estimate.update(seen(0, 1), now=-99.0) is None
+    preparation = "ready"
     assert estimate.update(seen(2, 0), now=0.0) is None
     assert estimate.update(seen(2, 1), now=10.0) is None
     assert estimate.update(seen(2, 1), now=15.0) is None

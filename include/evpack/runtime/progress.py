@@ -81,12 +81,12 @@ class Estimate:
     _first: tuple[float, int] | None = field(default=None)
 
     def update(self, models: Sequence[ModelProgress], now: float | None = None) -> float | None:
-        """Seconds left, None while no cell has finished since the first one was seen at work."""
+        """Seconds left, None while no cell has finished since one of a prepared model was seen at work."""
         moment = time.monotonic() if now is None else now
         done = sum(model.done for model in models)
         left = sum(model.cells for model in models) - done - sum(len(model.failed) for model in models)
         if self._first is None:
-            if any(model.running for model in models):
+            if any(model.running and model.preparation == "ready" for model in models):
                 self._first = (moment, done)
             return None
         since, before = self._first
