@@ -10,8 +10,8 @@ from pathlib import Path
 from evpack.catalog.edit_spec import ResolvedEdit, parse_scope
 from evpack.catalog.scenarios import ErrorGeneration
 from evpack.catalog.supported import FAULT_TENSORS
+from evpack.files import GB
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
-from evpack.plan.sources import GB
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps.state import read_attempts

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.suites import suite
-from evpack.files import write_atomic, write_json
+from evpack.files import GB, write_atomic, write_json
 from evpack.home import Home
-from evpack.plan.sources import GB
 
 BYTES = 2
 """Of a bfloat16 number."""
