@@ -33,6 +33,9 @@ _HASH_CHUNK = 1 << 20
 GB = 1e9
 """Bytes in one; everywhere."""
 
+WORLD_READABLE = 0o644
+"""Mode of published weights, which a container's user must be able to read."""
+
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON document that is parsed; the largest real one (a plan of 64 models) is below 8 MB."""
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_WORLD_READABLE = 0o644
+from evpack.files import WORLD_READABLE
 
 
 def convert(source: Path, target: Path) -> None:
@@ -25,7 +25,7 @@ def convert(source: Path, target: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(target)
     # save_pretrained writes weights with mode 0600, which a container's user could not read.
     for path in target.iterdir():
-        path.chmod(_WORLD_READABLE)
+        path.chmod(WORLD_READABLE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.settings import Settings
 
-_Arm = Literal["preview", "final"]
+Arm = Literal["preview", "final"]
 
 
 def with_enough_windows(settings: Settings) -> Settings:
@@ -28,7 +28,7 @@ def with_enough_windows(settings: Settings) -> Settings:
     return settings.model_copy(update={"preview_windows": preview, "final_windows": final})
 
 
-def least_windows(policy: Policy, arm: _Arm, seq_len: int) -> int:
+def least_windows(policy: Policy, arm: Arm, seq_len: int) -> int:
     """The largest of: the profile's own number, the tier's coverage where it gates, an arm's half of the token floor.
 
     Args:

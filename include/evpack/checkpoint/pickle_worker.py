@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING
 
 from evpack.checkpoint.container import read_header
 from evpack.checkpoint.reader import INDEX_FILE, SINGLE_FILE
-from evpack.files import write_json
+from evpack.files import WORLD_READABLE, write_json
 
 if TYPE_CHECKING:
     import torch
 
 _HEADS = ("lm_head.", "embed_out.", "output.")
 """Output layers. A pickle stores tied weights once under two names; on disk the tie is the absence of the head."""
-
-_WORLD_READABLE = 0o644
 
 
 def convert(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -66,7 +64,7 @@ def convert_file(source: Path, target: Path) -> None:
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{source.name}: {name!r} is not a named tensor")
     save_file(_untied(state), target, metadata={"format": "pt"})
-    target.chmod(_WORLD_READABLE)
+    target.chmod(WORLD_READABLE)
 
 
 def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

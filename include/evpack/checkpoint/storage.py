@@ -11,12 +11,11 @@ from evpack.checkpoint.loading import load_model, quiet
 from evpack.checkpoint.profile import main_dtype
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import parse_json, publishing, write_json
+from evpack.files import WORLD_READABLE, parse_json, publishing, write_json
 
 _GENERATION_FILE = "generation_config.json"
 _SAVED_ANEW = ("config.json", "model.safetensors.index.json", _GENERATION_FILE)
 _SAMPLING = ("temperature", "top_p")
-_WORLD_READABLE = 0o644
 
 
 def bring_in(
@@ -71,7 +70,7 @@ def _save_anew(source: Path, target: Path) -> None:
     if (source / _GENERATION_FILE).is_file():
         write_json(target / _GENERATION_FILE, _greedy(source / _GENERATION_FILE))
     for path in target.iterdir():
-        path.chmod(_WORLD_READABLE)  # save_pretrained writes 0600, which a container's user could not read
+        path.chmod(WORLD_READABLE)  # save_pretrained writes 0600, which a container's user could not read
 
 
 def _greedy(path: Path) -> dict[str, object]:

@@ -10,11 +10,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from evpack.catalog.floors import Arm
 from evpack.data import difficulty
 from evpack.errors import BadInput, DataError, EvidenceError, EvpackError, IntegrityError
 from evpack.files import digest_json, read_json, sha256_bytes, write_json
@@ -26,7 +27,6 @@ BASE_SEED = 42
 FIRST_RUN_SEED = 41
 """Run k carries the label seed 41 + k, as in the reference."""
 
-Arm = Literal["preview", "final"]
 Tokens = npt.NDArray[np.int32]
 
 

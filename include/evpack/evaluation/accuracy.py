@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from evpack.catalog.floors import Arm
 from evpack.catalog.policy import Policy
 from evpack.evaluation.interval import Interval, paired_t_interval
-from evpack.evaluation.records import ARMS, Arm, WindowRecords
+from evpack.evaluation.records import ARMS, WindowRecords
 
 
 def assess_accuracy(

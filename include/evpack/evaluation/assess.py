@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from evpack.catalog.floors import Arm
 from evpack.catalog.policy import Policy
 from evpack.evaluation.accuracy import assess_accuracy
 from evpack.evaluation.interval import Interval, exp_or_none, paired_t_interval
 from evpack.evaluation.pairing import match_fraction, overlap_fraction, pairing_reason
-from evpack.evaluation.records import ARMS, Arm, WindowRecords
+from evpack.evaluation.records import ARMS, WindowRecords
 from evpack.evaluation.tail import assess_tail
 
 Outcome = Literal["accept", "reject", "inconclusive"]

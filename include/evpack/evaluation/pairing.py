@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evpack.evaluation.records import ARMS, Arm, WindowRecords
+from evpack.catalog.floors import Arm
+from evpack.evaluation.records import ARMS, WindowRecords
 
 _NAMED = 3
 """Window ids a reason names at most."""

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from evpack.catalog.floors import Arm
 from evpack.errors import EvidenceError
 from evpack.files import first_fault, parse_json
 
@@ -23,7 +24,6 @@ MAX_COUNT = 2**31 - 1
 MAX_NLL_SUM = 1e45
 """Above any sum of float32 losses over a window (3.4e38 nats per token), below what overflows when squared."""
 
-Arm = Literal["preview", "final"]
 ARMS: tuple[Arm, ...] = ("preview", "final")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evpack.catalog.floors import Arm
 from evpack.errors import DeviceFault, OutOfHostMemory, OutOfMemory, StepExit, lacks_memory
-from evpack.evaluation.records import Arm, Compute, WindowLoss
+from evpack.evaluation.records import Compute, WindowLoss
 
 if TYPE_CHECKING:
     import numpy as np

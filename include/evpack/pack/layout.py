@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from evpack.errors import BadInput
+from evpack.evaluation.report import REPORT_NAME
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.sha256"
@@ -48,7 +49,7 @@ REVISIONS = "state/model_revisions.json"
 SOURCE = "metadata/source_repo.json"
 ENVIRONMENT = "metadata/environment.json"
 
-REPORT = "evaluation.report.json"
+REPORT = REPORT_NAME
 RUNTIME = "runtime.manifest.json"
 RECORDS = "records.json"
 VERIFIED = "verify.json"

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from evpack.catalog.floors import Arm
 from evpack.catalog.policy import Policy
 from evpack.errors import EvaluationError
 from evpack.evaluation.half_ulp import add_half_ulp
 from evpack.evaluation.noop import NOOP_FILE, NOOP_SCENARIO, noop_digest
 from evpack.evaluation.overhead import BARE_FILE, asked_for
-from evpack.evaluation.records import ARMS, Arm, Compute, WindowRecords
+from evpack.evaluation.records import ARMS, Compute, WindowRecords
 from evpack.files import publishing, sha256_bytes, write_atomic, write_json
 from evpack.guards import chain, spectral
 from evpack.pack import layout

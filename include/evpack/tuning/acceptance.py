@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evpack.catalog.floors import Arm
 from evpack.catalog.policy import Policy
 from evpack.evaluation.assess import Assessment, assess
-from evpack.evaluation.records import Arm, WindowLoss, WindowRecords
+from evpack.evaluation.records import WindowLoss, WindowRecords
 from evpack.files import sha256_bytes
 
 RESAMPLES = 2000
