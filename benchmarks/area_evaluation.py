@@ -102,11 +102,11 @@ def _demo_rows(folder: Path) -> list[Row]:
 
     def listening() -> None:
         with listener.attached(model):
-            score_windows(model, tokens, plan.batch)
+            score_windows(model, tokens, plan.batch, windows.predicted)
 
-    score_windows(model, tokens[: plan.batch], plan.batch)  # first calls allocate
+    score_windows(model, tokens[: plan.batch], plan.batch, windows.predicted)  # first calls allocate
     bare = _cpu(lambda: _bare_loop(model, tokens, plan.batch))
-    scored = _cpu(lambda: score_windows(model, tokens, plan.batch))
+    scored = _cpu(lambda: score_windows(model, tokens, plan.batch, windows.predicted))
     heard = _cpu(listening)
     policy = Policy.parse(run.policy.read_bytes())
     spectral = _cpu(lambda: measure_subject(subject, baseline, policy))

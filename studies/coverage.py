@@ -84,7 +84,7 @@ def differences(ground: Ground, subject: Subject) -> list[float]:
 @cache
 def _scheduled(pool: int, size: int, seed: int) -> list[int]:
     """A sample as the schedule of a campaign with one run takes it."""
-    run = schedule_runs(pool, WindowDemand(1, size // 2, size - size // 2, 2), seed)[0]
+    run = schedule_runs(pool, WindowDemand(1, size // 2, size - size // 2, 2, 2), seed)[0]
     return [*run.preview, *run.final]
 
 

@@ -46,6 +46,11 @@ class Settings(DeploymentSettings, CampaignSettings):
         return max(self.calibration_runs, self.clean_edit_runs, self.stress_edit_runs, 1)
 
     @property
+    def advance(self) -> int:
+        """Tokens from one window's beginning to the next: INVARLOCK_STRIDE, at most seq_len so that no text is lost."""
+        return min(self.stride, self.seq_len)
+
+    @property
     def model_slots(self) -> tuple[str | None, ...]:
         """MODEL_1 to MODEL_8: None keeps the suite's model, the empty string disables the slot."""
         return tuple(getattr(self, f"model_{slot}") for slot in range(1, 9))

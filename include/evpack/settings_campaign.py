@@ -188,7 +188,8 @@ class CampaignSettings(BaseModel):
     ] = 32
     seq_len: Annotated[Annotated[Whole, Field(ge=2)], Var(TEXT, "INVARLOCK_SEQ_LEN", "Tokens per window.", DATA)] = 512
     stride: Annotated[
-        Positive, Var(TEXT, "INVARLOCK_STRIDE", "Windows always advance by seq_len (docs/decisions/0015).")
+        Positive,
+        Var(TEXT, "INVARLOCK_STRIDE", "Tokens between windows; below seq_len, only the last of each are scored.", DATA),
     ] = 256
     eval_batch: Annotated[
         Positive, Var(TEXT, "INVARLOCK_EVAL_BATCH", "Windows per forward pass.", "plan, calibrate, evaluate")

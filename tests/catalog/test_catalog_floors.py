@@ -30,7 +30,8 @@ def windows(**settings: Any) -> tuple[int, int]:
         ({"profile": "ci"}, (240, 240)),  # the profile's own number
         ({"profile": "release", "seq_len": 128}, (400, 400)),
         ({"profile": "ci_cpu", "seq_len": 128}, (197, 197)),  # 50,000 tokens of 2 x 127 each
-        ({"profile": "dev"}, (49, 49)),  # coverage does not gate there
+        ({"profile": "dev", "stride": 512}, (49, 49)),  # coverage does not gate there
+        ({"profile": "dev"}, (98, 98)),  # with the default stride 256 of 512 tokens are scored
         ({"profile": "small", "seq_len": 128, "preview_windows": 8}, (16, 32)),
         ({"profile": "small", "seq_len": 128, "preview_windows": 40, "final_windows": 20}, (40, 20)),
         ({"profile": "ci", "preview_windows": 300}, (300, 240)),

@@ -26,6 +26,7 @@ def test_shipped_figures_are_of_the_campaign_that_the_suite_runs(name: str, tmp_
         for key in ("tier", "profile", "seq_len", "preview_windows", "final_windows"):
             assert measured[key] == getattr(settings, key), (edit_type, key)
         assert measured["runs"] == settings.clean_edit_runs
+        assert measured["stride"] == settings.advance
 
 
 def test_shipped_entries_resolve_for_every_model_of_a_suite() -> None:

@@ -21,19 +21,40 @@ from evpack.data.windows import (
 from evpack.errors import BadInput, DataError, IntegrityError
 
 DEMANDS = st.builds(
-    WindowDemand, runs=st.integers(1, 6), preview=st.integers(1, 9), final=st.integers(1, 9), seq_len=st.just(8)
+    WindowDemand,
+    runs=st.integers(1, 6),
+    preview=st.integers(1, 9),
+    final=st.integers(1, 9),
+    seq_len=st.just(8),
+    stride=st.just(8),
 )
 
 
 def test_chunks_are_full_and_the_rest_is_dropped() -> None:
-    windows = chunk([[0, 1, 2], [3, 4, 5, 6], [7, 8]], seq_len=4)
+    windows = chunk([[0, 1, 2], [3, 4, 5, 6], [7, 8]], seq_len=4, stride=4)
     assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert windows.dtype == np.int32
 
 
+def test_windows_advance_by_the_stride() -> None:
+    assert chunk([range(9)], seq_len=4, stride=2).tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    windows = make_windows([range(60)], WindowDemand(2, 2, 3, 8, 2), provider="text", tokenizer_digest="t")
+    assert (windows.stride, windows.predicted, windows.text_tokens) == (2, 2, 54)
+    scored = [int(token) for row in windows.tokens for token in row[-windows.predicted :]]
+    assert scored == list(range(6, 60))
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), [(8, 8), (8, 3), (2, 1)])
+def test_a_text_of_as_many_tokens_as_demanded_has_just_enough_windows(seq_len: int, stride: int) -> None:
+    demand = WindowDemand(2, 2, 3, seq_len, stride)
+    for tokens in (demand.tokens, demand.tokens - 1):
+        found = len(chunk([range(tokens)], seq_len, stride))
+        assert found == demand.windows_in(tokens) == demand.windows - (tokens < demand.tokens)
+
+
 def test_text_below_one_window_gives_none() -> None:
-    assert chunk([], 4).shape == (0, 4)
-    assert chunk([[1, 2]], 4).shape == (0, 4)
+    assert chunk([], 4, 4).shape == (0, 4)
+    assert chunk([[1, 2]], 4, 4).shape == (0, 4)
 
 
 @given(DEMANDS, st.integers(0, 200))
@@ -67,13 +88,13 @@ def test_a_run_is_spread_over_the_whole_text(demand: WindowDemand) -> None:
 
 
 def test_the_schedule_is_reproducible_and_follows_the_seed() -> None:
-    demand = WindowDemand(3, 16, 16, 128)
+    demand = WindowDemand(3, 16, 16, 128, 128)
     assert schedule_runs(500, demand) == schedule_runs(500, demand)
     assert schedule_runs(500, demand) != schedule_runs(500, demand, seed=7)
 
 
 def test_arms_of_a_run_are_equally_hard_and_which_windows_a_run_has_does_not_depend_on_it() -> None:
-    demand = WindowDemand(3, 16, 16, 128)
+    demand = WindowDemand(3, 16, 16, 128, 128)
     hardness = np.random.default_rng(5).gamma(4.0, 0.5, 500)
     runs = schedule_runs(500, demand, hardness=hardness)
     for run, plain in zip(runs, schedule_runs(500, demand), strict=True):
@@ -85,7 +106,7 @@ def test_arms_of_a_run_are_equally_hard_and_which_windows_a_run_has_does_not_dep
 
 
 def test_without_difficulties_arms_alternate_along_the_text() -> None:
-    (run,) = schedule_runs(100, WindowDemand(1, 5, 5, 8))
+    (run,) = schedule_runs(100, WindowDemand(1, 5, 5, 8, 8))
     arms = [arm for _, arm in sorted(run.in_order())]
     assert all(a != b for a, b in pairwise(arms))
 
@@ -96,7 +117,7 @@ def test_difficulty_of_the_arms_is_recorded(tmp_path: Path) -> None:
     def decode(tokens: npt.NDArray[np.int32]) -> list[str]:
         return [words[int(row[0]) % 3] * 5 for row in tokens]
 
-    made = make_windows([range(60)], WindowDemand(1, 3, 3, 4), provider="text", tokenizer_digest="t", decode=decode)
+    made = make_windows([range(60)], WindowDemand(1, 3, 3, 4, 4), provider="text", tokenizer_digest="t", decode=decode)
     made.save(tmp_path)
     (entry,) = WindowSet.load(tmp_path).document()["runs"]
     assert entry["difficulty"]["preview"] == pytest.approx(entry["difficulty"]["final"], abs=0.5)
@@ -105,26 +126,26 @@ def test_difficulty_of_the_arms_is_recorded(tmp_path: Path) -> None:
 
 def test_a_demand_of_no_windows_is_refused() -> None:
     with pytest.raises(BadInput, match="E302"):
-        WindowDemand(1, 0, 4, 8)
+        WindowDemand(1, 0, 4, 8, 8)
 
 
 def test_too_short_says_there_needed_and_missing() -> None:
     with pytest.raises(
         DataError, match=r"E304: .*95 windows of 128 tokens .*96 needed \(3 runs x \(16 \+ 16\)\), 1 missing"
     ):
-        schedule_runs(95, WindowDemand(3, 16, 16, 128))
+        schedule_runs(95, WindowDemand(3, 16, 16, 128, 128))
 
 
 @pytest.fixture
 def windows() -> WindowSet:
-    demand = WindowDemand(2, 2, 3, 4)
+    demand = WindowDemand(2, 2, 3, 4, 4)
     return make_windows([range(60)], demand, provider="text", tokenizer_digest="t")
 
 
 def test_saved_windows_read_back_equal(windows: WindowSet, tmp_path: Path) -> None:
     windows.save(tmp_path)
     again = WindowSet.load(tmp_path)
-    assert again.document() == windows.document()
+    assert again.document() == windows.document() and again.stride == 4
     run = again.run(2)
     assert again.run_tokens(run).tolist() == [list(range(4 * i, 4 * i + 4)) for i, _ in run.in_order()]
     assert again.run_digest(run) == windows.run_digest(windows.run(2)) != windows.run_digest(windows.run(1))
@@ -141,7 +162,7 @@ def test_a_changed_token_is_noticed(windows: WindowSet, tmp_path: Path) -> None:
     other.mkdir()
     changed = windows.tokens.copy()
     changed[3, 1] += 1
-    WindowSet(changed, windows.runs, "text", "t").save(other)
+    WindowSet(changed, windows.runs, "text", "t", 4).save(other)
     shutil.copy(tmp_path / "schedule.json", other / "schedule.json")
     with pytest.raises(IntegrityError, match=r"schedule\.json"):
         WindowSet.load(other)
@@ -166,7 +187,7 @@ def test_window_digest_is_over_little_endian_ids() -> None:
 
 
 def test_repeated_windows_count_once() -> None:
-    demand = WindowDemand(1, 1, 1, 4)
+    demand = WindowDemand(1, 1, 1, 4, 4)
     windows = make_windows([[1, 2, 3, 4] * 3, range(8)], demand, provider="text", tokenizer_digest="t")
     assert windows.tokens.tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match="1 windows"):

@@ -52,7 +52,7 @@ def set_up(tmp_path, checkpoint):
     model.baseline.symlink_to(checkpoint.path)
     write_profile(model.profile, build_profile(checkpoint, model_id="tiny", revision=None))
     model.windows.mkdir()
-    WindowSet(np.arange(32, dtype=np.int32).reshape(4, 8) % 16, (), "text", "0" * 64).save(model.windows)
+    WindowSet(np.arange(32, dtype=np.int32).reshape(4, 8) % 16, (), "text", "0" * 64, 8).save(model.windows)
     plan = campaign_plan([], models=(model_plan("tiny"),), scenarios=SCENARIOS)
 
     def make(name, edit=None):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from evpack.catalog.floors import predicted_tokens
+from evpack.data.windows import chunk
 from evpack.errors import OutOfMemory, StepExit, Transient
 from evpack.evaluation.scoring import (
     Placement,
@@ -50,7 +52,7 @@ class Table:
 def test_uniform_logits_cost_log_vocabulary_per_predicted_token() -> None:
     import torch
 
-    sums = score_windows(Table(torch.zeros(10, 10)), tokens(3, 9, 10), batch=2)
+    sums = score_windows(Table(torch.zeros(10, 10)), tokens(3, 9, 10), batch=2, predicted=8)
     assert sums == pytest.approx([8 * math.log(10)] * 3, rel=1e-6)
 
 
@@ -59,14 +61,29 @@ def test_losses_do_not_depend_on_how_windows_share_batches() -> None:
 
     table = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
     rows = tokens(7, 16, 10)
-    expected = score_windows(Table(table), rows, batch=7)
+    expected = score_windows(Table(table), rows, batch=7, predicted=15)
     for batch in (1, 2, 3, 100):
         model = Table(table)
-        assert score_windows(model, rows, batch) == expected
+        assert score_windows(model, rows, batch, 15) == expected
         assert sum(model.batches) == 7 and max(model.batches) <= batch
     log_p = torch.log_softmax(table.double(), dim=-1).numpy()
     by_hand = [-sum(log_p[a, b] for a, b in pairwise(row)) for row in rows]
     assert expected == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_with_a_stride_every_token_of_the_text_is_scored_once_and_the_rest_is_context() -> None:
+    import torch
+
+    table = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    text = tokens(1, 40, 10)[0]
+    rows = chunk([text.tolist()], seq_len=16, stride=4).copy()
+    counts: list[int] = []
+    sums = score_windows(Table(table), rows, 3, predicted_tokens(16, 4), counts)
+    log_p = torch.log_softmax(table.double(), dim=-1).numpy()
+    losses = [-log_p[a, b] for a, b in pairwise(text)]  # of tokens 1 to 39
+    assert sums == pytest.approx([sum(losses[start : start + 4]) for start in range(11, 39, 4)], rel=1e-5)
+    right = [int(log_p[a].argmax() == b) for a, b in pairwise(text)]
+    assert counts == [sum(right[start : start + 4]) for start in range(11, 39, 4)]
 
 
 def test_a_window_that_is_not_finite_leaves_the_others_alone() -> None:
@@ -76,15 +93,15 @@ def test_a_window_that_is_not_finite_leaves_the_others_alone() -> None:
     table[2] = math.nan
     table[3, 0] = -math.inf
     rows = np.array([[0, 1, 0], [0, 2, 0], [3, 0, 1], [0, 0, 2]], dtype=np.int32)
-    sums = score_windows(Table(table), rows, batch=4)
-    losses = window_losses([(i, "preview", "0" * 64) for i in range(4)], sums, 3)
+    sums = score_windows(Table(table), rows, batch=4, predicted=2)
+    losses = window_losses([(i, "preview", "0" * 64) for i in range(4)], sums, 2)
     assert [loss.nll_sum is None for loss in losses] == [False, True, True, False]
     assert [loss.reason for loss in losses] == [None, "non_finite_loss:nan", "non_finite_loss:inf", None]
     assert {loss.predicted_tokens for loss in losses} == {2}
 
 
 def test_a_known_failure_is_the_reason_of_every_null() -> None:
-    losses = window_losses([(0, "final", "0" * 64)], [math.nan], 5, failure="load_failed")
+    losses = window_losses([(0, "final", "0" * 64)], [math.nan], 4, failure="load_failed")
     assert losses[0].reason == "load_failed"
 
 

@@ -136,9 +136,9 @@ def test_right_predictions_are_counted_window_by_window(batch: int) -> None:
 
     rows = np.array([[1, 2, 3, 4], [1, 2, 9, 10], [5, 4, 3, 2]], dtype=np.int32)
     counts: list[int] = []
-    sums = score_windows(Successor(20), rows, batch, counts)
+    sums = score_windows(Successor(20), rows, batch, rows.shape[1] - 1, counts)
     assert counts == [3, 2, 0]
-    assert sums == score_windows(Successor(20), rows, batch)
+    assert sums == score_windows(Successor(20), rows, batch, rows.shape[1] - 1)
     keys: Any = [(number, "final", "a" * 64) for number in range(3)]
-    found = window_losses(keys, [1.0, float("nan"), 2.0], 4, correct=counts)
+    found = window_losses(keys, [1.0, float("nan"), 2.0], 3, correct=counts)
     assert [window.correct for window in found] == [3, None, 0]

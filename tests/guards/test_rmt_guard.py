@@ -98,7 +98,7 @@ def tokens() -> Any:
 def listened(model: Any, tokens: Any, batch: int, count: int = 4) -> dict[str, ModuleActivations]:
     listener = Listener(evenly_spaced(len(tokens), count))
     with listener.attached(model):
-        score_windows(model, tokens, batch)
+        score_windows(model, tokens, batch, SEQ - 1)
     return listener.modules()
 
 
@@ -121,7 +121,7 @@ def test_figures_are_those_of_each_window_alone(model: Any, tokens: Any) -> None
     assert (found.m, found.n, len(found.edge_risk)) == (SEQ, 16, 4)
     outputs: list[torch.Tensor] = []
     handle = model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, __, out: outputs.append(out[0]))
-    score_windows(model, tokens[evenly_spaced(WINDOWS, 4)], 1)
+    score_windows(model, tokens[evenly_spaced(WINDOWS, 4)], 1, SEQ - 1)
     handle.remove()
     assert found.edge_risk == pytest.approx([edge_risk(out) for out in outputs], rel=1e-5)
     assert found.mean_square == pytest.approx([float(out.double().square().mean()) for out in outputs], rel=1e-5)
@@ -136,8 +136,8 @@ def test_the_batch_does_not_change_the_figures_nor_the_losses(model: Any, tokens
         assert module.edge_risk == pytest.approx(reference[name].edge_risk, rel=1e-4)
     listener = Listener([0, 9])
     with listener.attached(model):
-        losses = score_windows(model, tokens, batch)
-    assert losses == score_windows(model, tokens, batch)
+        losses = score_windows(model, tokens, batch, SEQ - 1)
+    assert losses == score_windows(model, tokens, batch, SEQ - 1)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -163,7 +163,7 @@ def test_what_goes_wrong_while_listening_is_said_afterwards_and_not_blamed_on_th
     monkeypatch.setattr("evpack.guards.hooks.edge_risk", broken)
     listener = Listener([0])
     with listener.attached(model):
-        assert len(score_windows(model, tokens, 5)) == WINDOWS
+        assert len(score_windows(model, tokens, 5, SEQ - 1)) == WINDOWS
     with pytest.raises(EvaluationError, match="ZeroDivisionError: here"):
         listener.modules()
 
@@ -171,7 +171,7 @@ def test_what_goes_wrong_while_listening_is_said_afterwards_and_not_blamed_on_th
 def test_a_run_that_was_not_scored_to_its_end_gives_nothing(model: Any, tokens: Any) -> None:
     listener = Listener([0, 9])
     with listener.attached(model):
-        score_windows(model, tokens[:4], 2)
+        score_windows(model, tokens[:4], 2, SEQ - 1)
     with pytest.raises(EvaluationError, match="not scored"):
         listener.modules()
 

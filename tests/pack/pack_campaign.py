@@ -150,7 +150,7 @@ class Campaign:
             policy=self.policy,
             guards=blocks,
             guards_order=SETTINGS.guards_order,
-            dataset={"provider": "text", "seq_len": 128, "tokens_available": self.windows.tokens.size},
+            dataset={"provider": "text", "seq_len": 128, "tokens_available": self.windows.text_tokens},
             provenance={
                 "tokenizer_sha256": TOKENIZER,
                 "code": {"commit": SOURCE["commit"], "dirty": SOURCE["dirty"]},
@@ -173,9 +173,9 @@ class Campaign:
         """Invented losses; the same windows give the same baseline losses."""
         schedule = self.windows.run(run)
         draw = random.Random(run)  # noqa: S311 - test data
-        losses = []
+        losses, predicted = [], self.windows.predicted
         for number, arm in schedule.in_order():
-            baseline, noise = 127 * draw.gauss(3.2, 0.3), draw.gauss(0, 0.002)
+            baseline, noise = predicted * draw.gauss(3.2, 0.3), draw.gauss(0, 0.002)
             broken = scenario is not None and scenario.id == "nan_injection"
             shift = 0.0 if scenario is None or broken else SHIFTS[scenario.id] + noise
             losses.append(
@@ -183,8 +183,8 @@ class Campaign:
                     id=number,
                     arm=arm,
                     tokens_sha256=window_digest(self.windows.tokens[number]),
-                    predicted_tokens=127,
-                    nll_sum=None if broken else baseline + 127 * shift,
+                    predicted_tokens=predicted,
+                    nll_sum=None if broken else baseline + predicted * shift,
                     reason="nan" if broken else None,
                 )
             )
@@ -215,7 +215,9 @@ class Campaign:
 
 def _in_batches_of_8(records: WindowRecords, shift: float) -> WindowRecords:
     windows = tuple(
-        window.model_copy(update={"nll_sum": None if window.nll_sum is None else window.nll_sum + 127 * shift})
+        window.model_copy(
+            update={"nll_sum": None if window.nll_sum is None else window.nll_sum + window.predicted_tokens * shift}
+        )
         for window in records.windows
     )
     compute = records.compute.model_copy(update={"batch": 8})
@@ -258,7 +260,10 @@ def runtime_of(report: bytes, preset: Path) -> dict[str, Any]:
 
 
 def _baseline_report(records: WindowRecords) -> dict[str, Any]:
-    metric = {arm: math.exp(sum(w.nll_sum or 0 for w in records.arm(arm)) / (127 * 16)) for arm in ARMS}
+    metric = {}
+    for arm in ARMS:
+        windows = records.arm(arm)
+        metric[arm] = math.exp(sum(w.nll_sum or 0 for w in windows) / sum(w.predicted_tokens for w in windows))
     return {
         "schema": "evpack_baseline_report_v1",
         "meta": {"model_id": MODEL.id, "model_name": MODEL.name, "run": records.run, "seed": records.seed},

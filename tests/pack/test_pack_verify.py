@@ -147,6 +147,18 @@ def test_the_windows_digest_is_the_one_that_records_carry(campaign: Campaign) ->
     assert any("windows_digest" in text for text in result.errors)
 
 
+def test_a_pack_with_a_stride_verifies_and_other_tokens_than_its_own_are_noticed(tmp_path: Path) -> None:
+    """Of windows that overlap only the last tokens are predicted."""
+    campaign = Campaign(tmp_path / "run", stride=32).write().finish()
+    packed = dict(inventory.load(build(campaign.run, key=None).path).files)
+    assert not rechecked(packed).errors
+    name = layout.model_state("example__tiny", "schedule.json")
+    changed = json.loads(packed[name]) | {"stride": 64}
+    errors = rechecked(packed | {name: pretty_json(changed)}).errors
+    assert any("stride is 64, the settings ask for 32" in text for text in errors)
+    assert any("other tokens are predicted in a window than the 64" in text for text in errors)
+
+
 def test_verifying_imports_neither_torch_nor_airflow_nor_scipy_nor_jinja(good_pack: BuiltPack) -> None:
     code = (
         "import sys; from pathlib import Path; from evpack.pack.verify import verify_pack;"

@@ -28,7 +28,7 @@ def preset(name: str = "tiny", **changes: Any) -> dict[str, Any]:
     """What a campaign of `make_settings` would have derived."""
     content: dict[str, Any] = {
         "_calibration_meta": {"model_name": name, "tier": "balanced"},
-        "dataset": {"provider": "text", "seq_len": 512, "preview_n": 32, "final_n": 32},
+        "dataset": {"provider": "text", "seq_len": 512, "stride": 256, "preview_n": 32, "final_n": 32},
         "guards": {"order": ["invariants"]},
     }
     for section, values in changes.items():
@@ -84,6 +84,7 @@ def test_a_reused_preset_replaces_calibration_runs(make_settings: MakeSettings, 
         ({"_calibration_meta": {"tier": "aggressive"}}, "tier is 'aggressive', this campaign's is 'balanced'"),
         ({"dataset": {"provider": "wikitext2"}}, "provider is 'wikitext2', this campaign's is 'text'"),
         ({"dataset": {"seq_len": 64}}, "seq_len is 64, this campaign's is 512"),
+        ({"dataset": {"seq_len": 512, "stride": 512}}, "stride is 512, this campaign's is 256"),
         ({"dataset": {"final_n": None}}, "final windows is None, this campaign's is 32"),
         ({"guards": {"order": ["rmt"]}}, r"order of guards is \('rmt',\), this campaign's is \('invariants',\)"),
     ],

@@ -52,8 +52,11 @@ def test_what_is_no_setting_any_more_has_a_successor(caplog: pytest.LogCaptureFi
 
 
 def test_a_setting_without_effect_says_so_when_it_is_given(caplog: pytest.LogCaptureFixture) -> None:
-    warn_idle({"stride": 64, "seq_len": 128, "PACK_NO_SETTING": 1}, {"WORKER_TIMEOUT": "9", "GPU_RESERVATION_TTL": ""})
+    warn_idle(
+        {"transformers_cache": "/c", "seq_len": 128, "PACK_NO_SETTING": 1},
+        {"WORKER_TIMEOUT": "9", "GPU_RESERVATION_TTL": ""},
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "warning: WORKER_TIMEOUT has no effect; Airflow: [scheduler] task_instance_heartbeat_timeout",
-        "warning: stride has no effect; Windows always advance by seq_len (docs/decisions/0015).",
+        "warning: transformers_cache has no effect; Older name of a cache directory.",
     ]

@@ -201,6 +201,22 @@ def test_setup_links_the_checkpoint_and_cuts_windows(ready: Campaign, source: Pa
     assert read_json(ready.model.profile)["model_id"] == "org/tiny"
 
 
+def test_with_a_stride_windows_overlap_and_score_their_last_tokens(fresh: Campaign) -> None:
+    for type_, work in ((StepType.SETUP_BASELINE, setup_baseline), (StepType.CALIBRATE, calibrate)):
+        work(fresh.context(type_, stride=2))
+    derive_preset(fresh.context(StepType.DERIVE_PRESET, stride=2))
+    windows = WindowSet.load(fresh.model.windows)
+    assert (windows.stride, windows.tokens.shape) == (2, (157, 8))
+    assert read_preset(fresh.run.preset("tiny"))["dataset"]["stride"] == 2
+    fresh.variant(CLEAN, {DOWN: lambda tensor: tensor * 1.02}, declared=True)
+    for report in fresh.evaluate(CLEAN, stride=2):
+        assert (report["dataset"]["stride"], report["dataset"]["tokens_available"]) == (2, 314)
+        records = WindowRecords.parse(
+            (fresh.model.report("clean", "clean", 1) / "records.json").read_bytes(), "records"
+        )
+        assert {window.predicted_tokens for window in records.windows} == {2}
+
+
 def test_setup_copies_when_asked_and_replaces_what_was_left_over(fresh: Campaign) -> None:
     fresh.model.baseline.mkdir(parents=True)
     (fresh.model.baseline / "half").write_text("left by a killed attempt")

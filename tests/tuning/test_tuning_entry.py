@@ -23,6 +23,7 @@ FACTS = {
     **dict.fromkeys(("model_digest", "text_digest", "windows_digest"), "a" * 64),
     "window_seed": 1042,
     "seq_len": 128,
+    "stride": 128,
     "compute": {},
     "versions": {"evpack": "0.1.0"},
     "date": "2026-11-23",

@@ -122,8 +122,8 @@ def test_the_pool_leaves_the_campaigns_windows_alone() -> None:
     import numpy as np
 
     tokens = np.arange(300, dtype=np.int32)[:, None].repeat(4, axis=1)
-    demand = WindowDemand(3, 16, 16, 4)
-    campaign = WindowSet(tokens, schedule_runs(300, demand), "text", "d")
+    demand = WindowDemand(3, 16, 16, 4, 4)
+    campaign = WindowSet(tokens, schedule_runs(300, demand), "text", "d", 4)
     pool = sweep._pool(campaign, demand, 128)
     used = {row for one in campaign.runs for row, _ in one.in_order()}
     drawn = [int(pool.tokens[row, 0]) for one in pool.runs for row, _ in one.in_order()]

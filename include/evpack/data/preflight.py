@@ -30,7 +30,7 @@ def check_source(settings: Settings, checkpoints: Iterable[Path] = (), home: Hom
     source = source_from(settings, home)
     size = readable_bytes(source)
     if size < demand.tokens:
-        raise too_short(size // demand.seq_len, demand, "at most, one token per byte", BadInput)
+        raise too_short(demand.windows_in(size), demand, "at most, one token per byte", BadInput)
     texts: list[str] | None = None
     for directory in checkpoints:
         file = directory / "tokenizer.json"
@@ -38,7 +38,7 @@ def check_source(settings: Settings, checkpoints: Iterable[Path] = (), home: Hom
             texts = list(source.texts()) if texts is None else texts
             have = _count_tokens(file, texts, demand.tokens)
             if have < demand.tokens:
-                raise too_short(have // demand.seq_len, demand, f"tokenizer of {directory.name}", BadInput)
+                raise too_short(demand.windows_in(have), demand, f"tokenizer of {directory.name}", BadInput)
 
 
 def _count_tokens(tokenizer_file: Path, texts: Iterable[str], enough: int) -> int:

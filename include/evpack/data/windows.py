@@ -2,6 +2,9 @@
 
 ``windows/tokens.safetensors`` holds one int32 tensor ``tokens`` of shape [n, seq_len]: every full window of the text,
 in text order; a window's id is its row. ``windows/schedule.json`` says which rows each run uses.
+
+Windows advance by ``stride`` tokens. With a stride below seq_len a window begins with tokens of the one before: they
+are context, and only its last ``stride`` tokens are predicted, so that no token of the text is scored twice.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evpack.catalog.floors import Arm
+from evpack.catalog.floors import Arm, predicted_tokens
 from evpack.data import difficulty
 from evpack.errors import BadInput, DataError, EvidenceError, EvpackError, IntegrityError
 from evpack.files import digest_json, read_json, sha256_bytes, write_json
@@ -38,9 +41,11 @@ class WindowDemand:
     preview: int
     final: int
     seq_len: int
+    stride: int
+    """Tokens from one window's beginning to the next one's, at most seq_len."""
 
     def __post_init__(self) -> None:
-        if min(self.runs, self.preview, self.final, self.seq_len) < 1:
+        if min(self.runs, self.preview, self.final, self.seq_len, self.stride) < 1:
             raise BadInput(f"E302: a demand of no windows: {self}", "set every count to 1 or more")
 
     @property
@@ -55,13 +60,18 @@ class WindowDemand:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all runs."""
-        return self.windows * self.seq_len
+        """Tokens of a text that has as many windows, none of them twice."""
+        return self.seq_len + (self.windows - 1) * self.stride
+
+    def windows_in(self, tokens: int) -> int:
+        """Windows of a text of so many tokens."""
+        return max(0, (tokens - self.seq_len) // self.stride + 1)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> WindowDemand:
         """The demand of a campaign."""
-        return cls(settings.scheduled_runs, settings.preview_windows, settings.final_windows, settings.seq_len)
+        windows = (settings.preview_windows, settings.final_windows)
+        return cls(settings.scheduled_runs, *windows, settings.seq_len, settings.advance)
 
 
 def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackError] = DataError) -> EvpackError:
@@ -78,15 +88,17 @@ def too_short(have: int, demand: WindowDemand, basis: str, kind: type[EvpackErro
     )
 
 
-def chunk(documents: Iterable[Sequence[int]], seq_len: int) -> Tokens:
+def chunk(documents: Iterable[Sequence[int]], seq_len: int, stride: int) -> Tokens:
     """Concatenate token ids and cut them into full windows; what is left at the end is dropped.
 
     Returns:
-        int32 array [n, seq_len], window i starting at token i * seq_len.
+        int32 array [n, seq_len], window i starting at token i * stride.
     """
     parts = [np.asarray(document, dtype=np.int32) for document in documents]
     stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-    return stream[: len(stream) - len(stream) % seq_len].reshape(-1, seq_len)
+    if len(stream) < seq_len:
+        return np.empty((0, seq_len), dtype=np.int32)
+    return np.lib.stride_tricks.sliding_window_view(stream, seq_len)[::stride]
 
 
 def _first_of_each(tokens: Tokens) -> Tokens:
@@ -130,7 +142,7 @@ def schedule_runs(
         DataError: when there are fewer windows than needed.
     """
     if available < demand.windows:
-        raise too_short(available, demand, "full windows, no overlap")
+        raise too_short(available, demand, f"full windows, {demand.stride} tokens apart")
     draw = random.Random(seed)  # noqa: S311 - a sample that can be drawn again, not a secret
     picks: list[list[int]] = [[] for _ in range(demand.runs)]
     for stratum in range(demand.per_run):
@@ -189,12 +201,24 @@ class WindowSet:
     runs: tuple[RunWindows, ...]
     provider: str
     tokenizer_digest: str
+    stride: int
+    """Tokens from one window's beginning to the next one's."""
     seed: int = BASE_SEED
 
     @property
     def seq_len(self) -> int:
         """Tokens per window."""
         return int(self.tokens.shape[1])
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that are predicted in a window, its last ones."""
+        return predicted_tokens(self.seq_len, self.stride)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text that all windows cover, but for the context of the first."""
+        return len(self.tokens) * self.stride
 
     def run(self, number: int) -> RunWindows:
         """The run with this number.
@@ -223,7 +247,7 @@ class WindowSet:
             "provider": self.provider,
             "tokenizer_digest": self.tokenizer_digest,
             "seq_len": self.seq_len,
-            "stride": self.seq_len,
+            "stride": self.stride,
             "seed": self.seed,
             "n_available": len(self.tokens),
             "tokens_sha256": window_digest(self.tokens),
@@ -258,7 +282,8 @@ class WindowSet:
             document: Mapping[str, Any] = read_json(schedule)
             tokens = load_file(directory / "tokens.safetensors")["tokens"]
             runs = tuple(_run_of(entry) for entry in document["runs"])
-            windows = cls(tokens, runs, document["provider"], document["tokenizer_digest"], document["seed"])
+            about = (document["provider"], document["tokenizer_digest"], document["stride"], document["seed"])
+            windows = cls(tokens, runs, *about)
         except (OSError, SafetensorError, EvidenceError, KeyError, TypeError) as error:
             raise DataError(f"windows in {directory} cannot be read: {error}", "redo setup_baseline") from error
         if tokens.dtype != np.int32 or tokens.ndim != 2 or windows.document() != document:
@@ -282,7 +307,7 @@ def make_windows(
     tokenizer_digest: str,
     decode: Callable[[Tokens], Sequence[str]] | None = None,
 ) -> WindowSet:
-    """Chunk token ids without overlap, drop repeated windows and schedule the runs.
+    """Chunk token ids, drop repeated windows and schedule the runs.
 
     Args:
         decode: the text of each window, by which its difficulty is judged; without it, arms alternate along the text.
@@ -290,9 +315,9 @@ def make_windows(
     Raises:
         DataError: when the text is too short.
     """
-    tokens = _first_of_each(chunk(documents, demand.seq_len))
+    tokens = _first_of_each(chunk(documents, demand.seq_len, demand.stride))
     if len(tokens) < demand.windows:
-        raise too_short(len(tokens), demand, "full windows, no overlap")
+        raise too_short(len(tokens), demand, f"full windows, {demand.stride} tokens apart")
     hardness = difficulty.difficulties(decode(tokens)) if decode else None
     runs = schedule_runs(len(tokens), demand, hardness=hardness)
-    return WindowSet(tokens, runs, provider, tokenizer_digest)
+    return WindowSet(tokens, runs, provider, tokenizer_digest, demand.stride)

@@ -149,11 +149,11 @@ def versions() -> dict[str, str]:
 
 
 def score_windows(
-    model: Any, tokens: npt.NDArray[np.int32], batch: int, correct: list[int] | None = None
+    model: Any, tokens: npt.NDArray[np.int32], batch: int, predicted: int, correct: list[int] | None = None
 ) -> list[float]:
     """Sum of negative log-likelihoods of each window, nats; NaN or infinite where the model's output is.
 
-    Every window is full, so there is no padding and each predicts seq_len - 1 tokens. Token losses are fp32
+    Every window is full, so there is no padding and each predicts its last tokens. Token losses are fp32
     (log-softmax of fp32 logits), their sum is fp64. With a vocabulary of 49,152 that is about 1e-5 nats per token less
     than in fp64, on both sides of a pair alike.
 
@@ -161,6 +161,7 @@ def score_windows(
         model: a causal language model of transformers, on its device.
         tokens: int32 [n, seq_len]; the order decides what shares a batch.
         batch: windows per forward pass.
+        predicted: how many tokens of a window count, its last ones; at most seq_len - 1.
         correct: takes for each window how many of its tokens the model holds most likely.
 
     Raises:
@@ -176,25 +177,26 @@ def score_windows(
             ids = torch.from_numpy(tokens[start : start + batch]).to(device=device, dtype=torch.long)
             logits = model(input_ids=ids, use_cache=False).logits
             ids = ids.to(logits.device)  # of a model on several devices the head is on another than the embedding
-            sums += [_nll_sum(logit, row) for logit, row in zip(logits, ids, strict=True)]
+            saying, said = logits[:, -1 - predicted : -1], ids[:, -predicted:]
+            sums += [_nll_sum(logit, row) for logit, row in zip(saying, said, strict=True)]
             if correct is not None:
-                correct += (logits[:, :-1].argmax(-1) == ids[:, 1:]).sum(-1).tolist()
-            del logits  # before the next batch makes its own
+                correct += (saying.argmax(-1) == said).sum(-1).tolist()
+            del logits, saying  # before the next batch makes its own
     return sums
 
 
 def _nll_sum(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """One window: logits [seq_len, vocab], ids [seq_len]. One window at a time keeps the softmax copy small."""
+    """One window: logits [predicted, vocab], ids [predicted]. One at a time keeps the softmax copy small."""
     import torch.nn.functional as functional
 
-    losses = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
+    losses = functional.cross_entropy(logits.float(), ids, reduction="none")
     return float(losses.double().sum())
 
 
 def window_losses(
     windows: Sequence[tuple[int, Arm, str]],
     sums: Sequence[float],
-    seq_len: int,
+    predicted: int,
     *,
     correct: Sequence[int] = (),
     failure: str | None = None,
@@ -204,6 +206,7 @@ def window_losses(
     Args:
         windows: (id, arm, digest of the token ids) in scoring order.
         sums: one per window, from `score_windows`.
+        predicted: tokens that each window predicts.
         correct: the same of right predictions; empty where none were counted.
         failure: why there are no finite sums at all, when that is known better than from their values.
     """
@@ -213,7 +216,7 @@ def window_losses(
             id=id_,
             arm=arm,
             tokens_sha256=digest,
-            predicted_tokens=seq_len - 1,
+            predicted_tokens=predicted,
             nll_sum=total if math.isfinite(total) else None,
             reason=None
             if math.isfinite(total)

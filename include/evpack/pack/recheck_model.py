@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evpack.catalog.floors import predicted_tokens
 from evpack.catalog.scenarios import Category
 from evpack.errors import EvidenceError, IntegrityError
 from evpack.evaluation.noop import NOOP_FILE, noop_digest, noop_shift
@@ -31,6 +32,8 @@ class ModelFacts:
     baseline: str | None = None
     """Digest of the baseline."""
     seq_len: int | None = None
+    predicted: int | None = None
+    """Tokens that are predicted in a window."""
     provider: str | None = None
     """Where the text came from."""
     tokens: int | None = None
@@ -83,8 +86,8 @@ def window_problems(records: WindowRecords, run: int, facts: ModelFacts, schedul
         yield f"its windows are not those that {schedule} gives to run {run}"
     if facts.seeds.get(run) != records.seed:
         yield f"its seed {records.seed} is not the one that {schedule} gives to run {run}"
-    if facts.seq_len is not None and any(window.predicted_tokens >= facts.seq_len for window in records.windows):
-        yield f"more tokens are predicted in a window than {schedule} gives it"
+    if facts.predicted is not None and any(window.predicted_tokens != facts.predicted for window in records.windows):
+        yield f"other tokens are predicted in a window than the {facts.predicted} that {schedule} gives it"
     rows = [[window.id, window.arm, window.tokens_sha256] for window in records.windows]
     digest = digest_json({"run": records.run, "seed": records.seed, "seq_len": facts.seq_len, "windows": rows})
     if digest != records.windows_digest:
@@ -115,7 +118,11 @@ def _schedule(campaign: Campaign, model: str, facts: ModelFacts) -> None:
     if digest_json(body) != schedule["digest"]:
         facts.errors.append(f"{campaign.at(name)}: its digest does not follow from its content")
     facts.seq_len, facts.tokenizer = schedule["seq_len"], schedule["tokenizer_digest"]
-    facts.provider, facts.tokens = schedule["provider"], schedule["n_available"] * schedule["seq_len"]
+    facts.provider, facts.tokens = schedule["provider"], schedule["n_available"] * schedule["stride"]
+    facts.predicted = predicted_tokens(schedule["seq_len"], schedule["stride"])
+    for what, expected in {"seq_len": campaign.settings.seq_len, "stride": campaign.settings.advance}.items():
+        if schedule[what] != expected:
+            facts.errors.append(f"{campaign.at(name)}: {what} is {schedule[what]!r}, the settings ask for {expected}")
     seen: set[int] = set()
     for run in schedule["runs"]:
         ids = [*run["preview"], *run["final"]]

@@ -71,6 +71,7 @@ def _check(preset: Json, file: Path, name: str, settings: Settings) -> None:
         ("tier", given("_calibration_meta", "tier"), settings.tier),
         ("provider", given("dataset", "provider"), settings.dataset),
         ("seq_len", given("dataset", "seq_len"), settings.seq_len),
+        ("stride", given("dataset", "stride"), settings.advance),
         ("preview windows", given("dataset", "preview_n"), settings.preview_windows),
         ("final windows", given("dataset", "final_n"), settings.final_windows),
         ("order of guards", tuple(order) if isinstance(order, list) else order, settings.guards_order),

@@ -57,8 +57,8 @@ def report_files(
             "provider": bench.windows.provider,
             "split": None,
             "seq_len": bench.windows.seq_len,
-            "stride": bench.windows.seq_len,
-            "tokens_available": bench.windows.tokens.size,
+            "stride": bench.windows.stride,
+            "tokens_available": bench.windows.text_tokens,
         },
         provenance={
             **facts,

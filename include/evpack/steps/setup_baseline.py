@@ -96,7 +96,8 @@ def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
     _require_share(windows, Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy)))
     with publishing(place.windows, str(ctx.attempt)) as part:
         windows.save(part)
-    log.info("%d windows of %d tokens, %d runs", len(windows.tokens), windows.seq_len, len(windows.runs))
+    shape = (len(windows.tokens), windows.seq_len, windows.stride, len(windows.runs))
+    log.info("%d windows of %d tokens, %d apart, %d runs", *shape)
 
 
 def _require_share(windows: WindowSet, policy: Policy) -> None:
@@ -105,8 +106,8 @@ def _require_share(windows: WindowSet, policy: Policy) -> None:
     Raises:
         DataError: how many tokens the text has and how many a run would have to use.
     """
-    used = len(windows.runs[0].in_order()) * (windows.seq_len - 1)
-    available = windows.tokens.size
+    used = len(windows.runs[0].in_order()) * windows.predicted
+    available = windows.text_tokens
     if used < (needed := least_of_text(available, policy)):
         raise DataError(
             f"the text has {available} tokens, of which a run must predict {needed}; it predicts {used}",

@@ -104,7 +104,7 @@ class Bench:
         """Put a run's windows to a model; guards may listen."""
         correct: list[int] | None = [] if self.accuracy else None
         with listener.attached(model) if listener else nullcontext():
-            sums = score_windows(model, self.windows.run_tokens(run), self.batch, correct)
+            sums = score_windows(model, self.windows.run_tokens(run), self.batch, self.windows.predicted, correct)
         return Scores(sums, correct or ())
 
     def contract(self, model: Any) -> Compute:
@@ -137,7 +137,7 @@ class Bench:
             checkpoint_digest=checkpoint_digest,
             compute=compute,
             versions=versions(),
-            windows=window_losses(keys, scores.sums, self.windows.seq_len, correct=scores.correct, failure=failure),
+            windows=window_losses(keys, scores.sums, self.windows.predicted, correct=scores.correct, failure=failure),
         )
 
     def found_records(self, file: Path, run: RunWindows, checkpoint_digest: str) -> WindowRecords | None:

@@ -128,7 +128,7 @@ class _Sweep:
     def begin(cls, campaign: Bench, settings: Settings, windows: int, scratch: Path, tell: Tell) -> _Sweep:
         """Cut the pool and score the baseline on it."""
         demand = WindowDemand.from_settings(settings)
-        tokens = campaign.windows.tokens.size
+        tokens = campaign.windows.text_tokens
         shape = Shape(settings.clean_edit_runs, demand.preview, demand.final, tokens)
         bench = replace(campaign, windows=_pool(campaign.windows, demand, windows))
         tell(f"baseline: {demand.per_run * len(bench.windows.runs)} of {len(bench.windows.tokens)} windows")
@@ -219,6 +219,7 @@ def _facts(bench: Bench, settings: Settings, policy: Policy, baseline: Sequence[
         "windows_digest": digest_json(sorted(window.tokens_sha256 for window in windows)),
         "window_seed": POOL_SEED,
         "seq_len": bench.windows.seq_len,
+        "stride": bench.windows.stride,
         "compute": first.compute.model_dump(),
         "versions": {**first.versions, "evpack": __version__},
         "date": utc_now()[:10],
