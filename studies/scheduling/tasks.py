@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from evpack.airflow.items import cell_items, model_items, used_lanes
 from evpack.airflow.weights import task_weight
-from evpack.plan.lanes import LANES
+from evpack.plan.lanes import lane_named
 from evpack.plan.memory import SCORING, devices_of
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.plan.order import SMALL_FIRST, priority
@@ -78,7 +78,7 @@ def airflow_tasks(plan: CampaignPlan, durations: Durations, order: str = SMALL_F
 
 def _lane_tasks(plan: CampaignPlan, lane_id: str, durations: Durations, order: str) -> list[Task]:
     """The two mapped groups of a lane. create waits for every baseline of the lane, evaluate for every preset."""
-    lane = next(lane for lane in LANES if lane.id == lane_id)
+    (lane,) = filter(None, [lane_named(lane_id)])
     items = {"models": model_items(plan, lane_id), "cells": cell_items(plan, lane_id)}
 
     def ids(group: str, type_: StepType) -> frozenset[str]:
@@ -102,7 +102,7 @@ def _lane_tasks(plan: CampaignPlan, lane_id: str, durations: Durations, order: s
                         dag_task=dag_task,
                         map_index=index,
                         weight=task_weight(dag_task, index, order),
-                        pool=lane.pool if on_device else CPU,
+                        pool=lane.pool if on_device else lane.cpu_pool,
                         slots=lane.pool_slots if on_device else 1,
                         needs=before | barrier.get(type_, frozenset()),
                         duration=durations(step),

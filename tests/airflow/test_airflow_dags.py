@@ -15,7 +15,8 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from evpack.airflow.endings import StepRetryPolicy
 from evpack.airflow.factory import WEIGHT_RULE, build_dags
-from evpack.plan.lanes import LANES
+from evpack.plan.hosts import HOSTS_ENV, chosen_hosts
+from evpack.plan.lanes import LANES, lanes_of
 from evpack.plan.model import StepType
 from evpack.settings import MOST_RETRIES
 
@@ -77,6 +78,18 @@ def test_every_lane_has_its_groups_with_literal_pool_and_slots(campaign: DAG) ->
                 on_device = type_ in ("calibrate", "evaluate")
                 assert (task.pool, task.pool_slots) == ((lane.pool, lane.pool_slots) if on_device else ("cpu", 1))
     assert len(lane_tasks(campaign)) == len(LANES) * 5
+
+
+def test_each_host_has_its_lanes_with_pools_and_a_queue_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOSTS_ENV, "alpha:8x80:32,beta:1x40:16")
+    dag, _ = build_dags()
+    lanes = lanes_of(chosen_hosts())
+    assert len(lane_tasks(dag)) == len(lanes) * 5 == (20 + 8) * 5
+    for lane in lanes:
+        evaluate, create = (dag.get_task(f"{lane.id}.cells.{type_}") for type_ in ("evaluate", "create"))
+        assert (evaluate.pool, evaluate.pool_slots, evaluate.queue) == (lane.pool, lane.pool_slots, lane.host)
+        assert (create.pool, create.pool_slots, create.queue) == (f"cpu-{lane.host}", 1, lane.host)
+    assert {dag.get_task(name).queue for name in ("plan", "compile_verdict", "gate")} == {"default"}
 
 
 def test_steps_run_whatever_happened_and_carry_the_weight_rule_by_name(campaign: DAG) -> None:

@@ -21,10 +21,10 @@ from evpack.airflow.operators import (
     StepOperator,
 )
 from evpack.airflow.params import campaign_params
-from evpack.plan.lanes import LANES, Lane
+from evpack.plan.hosts import chosen_hosts
+from evpack.plan.lanes import Lane, lanes_of
 from evpack.plan.model import StepType
 from evpack.runtime.choice import DOCKER, chosen_runtime
-from evpack.runtime.pools import CPU_POOL
 
 NIGHTLY_CRON = "0 2 * * *"
 """UTC. The DAG has no start date: switching it on waits for the next night, and backfills may reach back freely."""
@@ -52,7 +52,7 @@ def build_campaign(dag_id: str, *, schedule: Any = None, description: str, **dag
     ) as dag:
         plan = PlanOperator(task_id=PLAN_TASK)
         verdict = CampaignStepOperator(task_id=StepType.COMPILE_VERDICT.value, trigger_rule=_ALWAYS)
-        for lane in LANES:
+        for lane in lanes_of(chosen_hosts()):
             _lane(lane, plan, verdict)
         pack = CampaignStepOperator(task_id=StepType.BUILD_PACK.value, trigger_rule=_ALWAYS)
         check = CampaignStepOperator(task_id=StepType.VERIFY_PACK.value, trigger_rule=_ALWAYS)
@@ -82,14 +82,14 @@ def build_dags() -> tuple[DAG, DAG]:
 
 def _lane(lane: Lane, plan: PlanOperator, verdict: CampaignStepOperator) -> None:
     """Models of one device count and size class: first each model's preset, then its cells."""
-    step: dict[str, Any] = {
+    step: dict[str, Any] = ({"queue": lane.host} if lane.host else {}) | {
         "weight_rule": WEIGHT_RULE,
         "trigger_rule": _ALWAYS,
         "map_index_template": "{{ task.title }}",
     }
     on_device = {**step, "pool": lane.pool, "pool_slots": lane.pool_slots}
     # Edits stream tensor by tensor on the CPU.
-    on_cpu = {**step, "pool": CPU_POOL, "pool_slots": 1}
+    on_cpu = {**step, "pool": lane.cpu_pool, "pool_slots": 1}
 
     step_operator = _step_operator()
     with TaskGroup(lane.id):

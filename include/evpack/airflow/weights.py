@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evpack.errors import EvpackError
-from evpack.plan.lanes import LANES
+from evpack.plan.lanes import lane_named
 from evpack.plan.model import StepType
 from evpack.plan.order import ORDERS, SMALL_FIRST, priority
 from evpack.rundir import RunDir
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
 ORDER_ENV = "PACK_ORDER"
-_LANE_IDS = frozenset(lane.id for lane in LANES)
 
 
 def task_weight(task_id: str, map_index: int, order: str = SMALL_FIRST) -> int:
@@ -51,7 +50,7 @@ def order_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | None = None) -> None:
     """Airflow's hook, called in the scheduler whenever a task instance is made, expanded or cleared."""
     lane, _, group = task_instance.task_id.partition(".")
-    if dag_run is None or lane not in _LANE_IDS or "." not in group:
+    if dag_run is None or lane_named(lane) is None or "." not in group:
         return
     order = order_of(dag_run.conf or {}, os.environ)
     if order != SMALL_FIRST:

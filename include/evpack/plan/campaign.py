@@ -26,18 +26,10 @@ from evpack.home import Home
 from evpack.plan import preflight
 from evpack.plan.disk import ModelSpace, check_space, variant_budget_gb
 from evpack.plan.lanes import lane_of
-from evpack.plan.memory import (
-    Devices,
-    check_lanes,
-    devices_needed,
-    edits_share_a_pass,
-    host_devices,
-    memory_plan,
-    scoring_gb,
-    slots_made,
-)
+from evpack.plan.memory import Devices, check_lanes, edits_share_a_pass, memory_plan, scoring_gb
 from evpack.plan.model import CLOSING, CampaignPlan, ModelPlan, StepPlan, StepType, load_plan, step_id
 from evpack.plan.order import sort_models
+from evpack.plan.placement import Place, places, share_out
 from evpack.plan.reuse import reused_presets
 from evpack.plan.revisions import pins_document, settle_pins, store_pins
 from evpack.plan.sources import Source, open_source
@@ -69,7 +61,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
 
     Args:
         now: UTC time, ISO 8601; the only thing in which two drafts of the same input differ.
-        devices: accelerators to plan for; this host's when None.
+        devices: accelerators of a single host to plan for; those of the deployment's hosts when None.
 
     Raises:
         BadInput: unsupported settings, unknown suite or scenario, models that are not there or do not fit, edits
@@ -91,9 +83,8 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     if settings.suite_mode != "calibrate-only":
         preflight.check_selected(edits)
     preflight.check_edits_fit(sources, edits)
-    found = host_devices(settings) if devices is None else devices
-    cpu_slots = (slots_made(home.pools) or {}).get("cpu", 0)
-    models = tuple(_model(source, found, settings, edits, cpu_slots) for source in sources)
+    placed = zip(sources, share_out(sources, places(settings, home.pools, devices), settings), strict=True)
+    models = tuple(_model(source, place, count, settings, edits) for source, (place, count) in placed)
     space_of = {source.id: partial(_variant_gb, source, settings=settings) for source in sources}
     steps = [
         step
@@ -217,9 +208,8 @@ def _tuned(settings: Settings, scenarios: Sequence[Scenario]) -> TunedParams:
 
 
 def _model(
-    source: Source, devices: Devices, settings: Settings, edits: Mapping[tuple[str, str], ResolvedEdit], cpu_slots: int
+    source: Source, place: Place, count: int, settings: Settings, edits: Mapping[tuple[str, str], ResolvedEdit]
 ) -> ModelPlan:
-    count = devices_needed(source.id, source.weights_gb, source.vocab, devices, settings)
     return ModelPlan(
         id=source.id,
         label=source.id.rsplit("/", 1)[-1],
@@ -227,7 +217,7 @@ def _model(
         source=source.source,
         weights_gb=round(source.weights_gb, 3),
         devices=count,
-        lane=lane_of(count, source.weights_gb).id,
+        lane=lane_of(count, source.weights_gb, place.host).id,
         batch=settings.eval_batch,
         scoring_gb=round(scoring_gb(source.weights_gb, source.vocab, settings), 3),
         batch_edits=edits_share_a_pass(
@@ -236,7 +226,7 @@ def _model(
             source.vocab,
             sum(model == source.id and edit.status == "selected" for (model, _), edit in edits.items()),
             settings,
-            cpu_slots,
+            place.cpu_slots,
         ),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import GB, read_json
-from evpack.plan.lanes import DEVICE_COUNTS, LANES, MAX_MAP_LENGTH
+from evpack.plan.lanes import DEVICE_COUNTS, MAX_MAP_LENGTH, lane_named
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.plan.nvml import in_pool, read_devices
 from evpack.plan.order import priority
@@ -206,14 +206,14 @@ def check_lanes(plan: CampaignPlan, pools: Path) -> None:
         BadInput: a lane's steps take more slots than their pool has, or a list is longer than one may be expanded.
     """
     slots = slots_made(pools)
-    used = {step.lane for step in plan.steps if step.lane}
-    for lane in (lane for lane in LANES if lane.id in used):
-        if slots is not None and slots.get(lane.pool, 0) < lane.pool_slots:
-            raise BadInput(
-                f"steps of lane {lane.id} take {lane.pool_slots} slots of pool {lane.pool}, which has "
-                f"{slots.get(lane.pool, 0)} ({pools})",
-                "run `evpack airflow setup` where the devices are, or plan for fewer with NUM_GPUS",
-            )
+    used = dict.fromkeys(step.lane for step in plan.steps if step.lane)
+    for lane in filter(None, map(lane_named, used)):
+        for pool, needed in ((lane.pool, lane.pool_slots), (lane.cpu_pool, 1)):
+            if slots is not None and (made := slots.get(pool, 0)) < needed:
+                raise BadInput(
+                    f"steps of lane {lane.id} take {needed} slots of pool {pool}, which has {made} ({pools})",
+                    "run `evpack airflow setup` where the devices are, or plan for fewer with NUM_GPUS",
+                )
         cells = len(plan.steps_of(StepType.CREATE, lane=lane.id))
         if cells > MAX_MAP_LENGTH:
             raise BadInput(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from evpack.plan.lanes import LANES
+from evpack.plan.lanes import LANES, plain_id
 from evpack.plan.model import CLOSING, StepType
 
 T = TypeVar("T")
@@ -62,14 +62,14 @@ def priority(type_: StepType, lane: str | None, map_index: int, order: str = SMA
     """The weight of a task, a positive 32-bit integer; unequal for unequal arguments within a run.
 
     Args:
-        lane: lane id, None for campaign-level steps.
+        lane: lane id, None for campaign-level steps. Hosts have pools of their own, so their lanes have equal weights.
         map_index: place in the mapped list; Airflow's -1 (not expanded yet) counts as the first.
         order: one of `ORDERS`.
 
     Raises:
         KeyError: for a lane that is not in `LANES`, or an order that is none.
     """
-    rank = _RANKS[order][type_, lane or ""]
+    rank = _RANKS[order][type_, plain_id(lane or "")]
     return rank * BAND + BAND - 1 - min(max(map_index, 0), BAND - 1)
 
 

@@ -1,4 +1,4 @@
-"""How many steps may run at once on this host: the slots of Airflow's pools `cpu` and `gpu`."""
+"""How many steps may run at once on a host: the slots of Airflow's pools `cpu` and `gpu`, or of each host's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import psutil
 
 from evpack.home import Home
-
-CPU_POOL = "cpu"
-GPU_POOL = "gpu"
+from evpack.plan.hosts import chosen_hosts
+from evpack.plan.lanes import CPU_POOL, GPU_POOL, pool_of
 
 STEP_MEMORY_BYTES = 4 * 10**9
 """Memory set aside for one step on the CPU; the largest step of the demo campaign stays below 3 GB."""
@@ -54,10 +53,15 @@ def made_pools(home: Home) -> dict[str, int]:
 def pool_slots() -> dict[str, int]:
     """Slots by pool name. `gpu` has one per device; without a device it has none, and the plan puts nothing there.
 
+    Where EVPACK_HOSTS lists several hosts, each has both pools, with its name.
+
     Raises:
         BadInput: when a variable of the environment that decides about devices is wrong.
     """
     from evpack.plan.memory import host_devices
     from evpack.settings_resolve import resolve
 
+    if hosts := chosen_hosts():
+        slots = {pool_of(CPU_POOL, host.name): host.cpu_slots for host in hosts}
+        return slots | {pool_of(GPU_POOL, host.name): host.devices for host in hosts}
     return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {})).count}

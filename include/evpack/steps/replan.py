@@ -9,9 +9,10 @@ from evpack.errors import BadInput, EvpackError
 from evpack.files import utc_now, write_atomic, write_json
 from evpack.home import Home
 from evpack.plan.lane_changes import LaneChange, LaneChanges
-from evpack.plan.lanes import DEVICE_COUNTS, next_lane
-from evpack.plan.memory import SCORING, check_lanes, devices_of, host_devices, memory_plan
+from evpack.plan.lanes import DEVICE_COUNTS, lane_named, next_lane
+from evpack.plan.memory import SCORING, check_lanes, devices_of, memory_plan
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan
+from evpack.plan.placement import place_named
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state
@@ -98,7 +99,8 @@ def _next_change(
             "it lacked the host's memory, to which devices do not add",
             f"{_SMALLER}, or resume with more memory (EVPACK_CONTAINER_MEMORY_GB, another host)",
         )
-    host = host_devices(_frozen_settings(run)).count
+    here = lane_named(model.lane)
+    host = place_named(_frozen_settings(run), home.pools, here.host if here else None).devices.count
     lane = next_lane(model.lane, host)
     if lane is None:
         raise BadInput(

@@ -1,0 +1,100 @@
+"""Which host each model of a campaign is planned for, and with how many of its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evpack.errors import BadInput
+from evpack.plan.hosts import Host, chosen_hosts
+from evpack.plan.lanes import CPU_POOL
+from evpack.plan.memory import NO_DEVICE_NAMES, Devices, devices_needed, host_devices, slots_made
+from evpack.plan.sources import Source
+from evpack.settings import Settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host as models are planned for it."""
+
+    host: str | None
+    """None: this one, in a deployment of a single host."""
+    devices: Devices
+    cpu_slots: int
+    """Steps that may run side by side on the processor, 0 when that is not known."""
+
+
+def places(settings: Settings, pools: Path, devices: Devices | None = None) -> tuple[Place, ...]:
+    """The hosts of the deployment: this one as it is, or those that EVPACK_HOSTS lists as it describes them.
+
+    Args:
+        pools: what `evpack airflow setup` made.
+        devices: of a single host that is to be planned for instead.
+
+    Raises:
+        BadInput: EVPACK_HOSTS or the pools' file is malformed, or the settings name none of this host's devices.
+    """
+    if devices is None and (hosts := chosen_hosts()):
+        return tuple(Place(host.name, described(host, settings), host.cpu_slots) for host in hosts)
+    cpu_slots = (slots_made(pools) or {}).get(CPU_POOL, 0)
+    return (Place(None, host_devices(settings) if devices is None else devices, cpu_slots),)
+
+
+def place_named(settings: Settings, pools: Path, host: str | None) -> Place:
+    """The one of `places` that a lane names.
+
+    Raises:
+        BadInput: when the deployment has no such host any more.
+    """
+    found = {place.host: place for place in places(settings, pools)}
+    if host not in found:
+        known = ", ".join(str(name) for name in found if name) or "one host without a name"
+        raise BadInput(
+            f"the campaign was planned for host {host or 'this one'}; the deployment has {known}", "plan anew"
+        )
+    return found[host]
+
+
+def described(host: Host, settings: Settings) -> Devices:
+    """The devices of a listed host that the settings admit: nobody looks at them from here."""
+    names = settings.gpu_id_list if settings.cuda_visible_devices is None else settings.cuda_visible_devices
+    count = host.devices if settings.num_gpus is None else min(host.devices, settings.num_gpus)
+    if names is not None:
+        count = min(count, len(set(names) - NO_DEVICE_NAMES))
+    memory_gb = settings.gpu_memory_per_device or settings.gpu_memory_gb or host.memory_gb
+    return Devices(count, memory_gb) if count else Devices(0)
+
+
+def share_out(sources: Sequence[Source], among: Sequence[Place], settings: Settings) -> list[tuple[Place, int]]:
+    """A place and a number of devices for each model, in their order.
+
+    The largest model chooses first, and each takes the host that is then least busy for what it has, of those it fits
+    on. What a model costs is taken as its weights: loading, editing and scoring all grow with them. Where some hosts
+    have devices, no model is planned for one that has none.
+
+    Raises:
+        BadInput: naming a model that fits on no host.
+    """
+    among = [place for place in among if place.devices.count] or list(among)
+    busy = dict.fromkeys((place.host for place in among), 0.0)
+    chosen: dict[str, tuple[Place, int]] = {}
+    for source in sorted(sources, key=lambda source: -source.weights_gb):
+        fitting, refused = [], None
+        for place in among:
+            try:
+                fitting.append((place, _devices(source, place, settings)))
+            except BadInput as error:
+                refused = error
+        if not fitting:
+            raise refused or BadInput("there is no host to plan for", "list one in EVPACK_HOSTS")
+        place, count = min(
+            fitting, key=lambda found: (busy[found[0].host] + source.weights_gb) / max(1, found[0].devices.count)
+        )
+        busy[place.host] += source.weights_gb
+        chosen[source.id] = (place, count)
+    return [chosen[source.id] for source in sources]
+
+
+def _devices(source: Source, place: Place, settings: Settings) -> int:
+    return devices_needed(source.id, source.weights_gb, source.vocab, place.devices, settings)
