@@ -22,8 +22,10 @@ from evpack.airflow.config import CAMPAIGN_DAG, PROJECT_ENV, Deployment
 from evpack.errors import Transient
 from evpack.files import write_json
 from evpack.home import ENV_NAME, Home
+from evpack.plan.hosts import HOSTS_ENV
 from evpack.plan.nvml import SIMULATED_ENV
 from evpack.rundir import RunDir
+from evpack.runtime.pools import pool_slots
 from studies.scheduling.sham_step import SCALES_ENV
 from studies.scheduling.shapes import pretend_hub
 from studies.scheduling.tasks import CPU, GPU
@@ -113,6 +115,7 @@ def stage(
     cpu_scale: float | None = None,
     inline: bool = False,
     program: Path = SHAM,
+    hosts: str = "",
 ) -> Iterator[Stage]:
     """Start Airflow in a new home below `folder`, with models of the full suite and pretended 80 GB devices.
 
@@ -122,15 +125,16 @@ def stage(
         cpu_scale: the same of all other steps; `scale` when None.
         inline: run steps in the process of their task.
         program: what runs in the place of `evpack step`.
+        hosts: EVPACK_HOSTS; the pools are then those of the hosts, all of which are this machine.
     """
     home = Home(folder / "home").create()
     pretend_hub(home, models, tokenizer=FIXTURE / "model")
     gpus = folder / "gpus.json"
     gpus.write_text(json.dumps({"devices": [{"uuid": f"GPU-{n}", "memory_gb": 80} for n in range(devices)]}))
-    slots = {GPU: devices, CPU: cpu_slots}
+    slots = slots_of(hosts) or {GPU: devices, CPU: cpu_slots}
     deployment = Deployment.locate(home, {PROJECT_ENV: str(_project(folder / "project", program, inline))})
     scales = json.dumps([scale, scale if cpu_scale is None else cpu_scale])
-    variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALES_ENV: scales}
+    variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALES_ENV: scales, HOSTS_ENV: hosts}
     with (
         mock.patch.dict(os.environ, variables),
         mock.patch.object(embedded, "pool_slots", lambda: slots),
@@ -141,6 +145,12 @@ def stage(
             client._request("PATCH", f"/api/v2/pools/{pool}", {"name": pool, "slots": count, "include_deferred": True})
         write_json(home.pools, slots)
         yield Stage(home, client, airflow)
+
+
+def slots_of(hosts: str) -> dict[str, int]:
+    """Slots of the pools of the hosts that EVPACK_HOSTS lists; none where it lists none."""
+    with mock.patch.dict(os.environ, {HOSTS_ENV: hosts}):
+        return pool_slots() if hosts else {}
 
 
 def fixture_models(folder: Path, count: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from evpack.airflow.config import Deployment
 from evpack.cli.doctor import Finding, examine
 from evpack.files import write_json
 from evpack.home import Home
+from evpack.plan.hosts import HOSTS_ENV
 from evpack.runtime.leases import quarantine
 from evpack.runtime.pools import pool_slots
 from tests.runtime.conftest import Pretend
@@ -50,6 +51,19 @@ def test_devices_came_or_went(deployment: Deployment, pretend: Pretend) -> None:
     pretend(count=5)
     (found,) = wrong(deployment.home)
     assert "gpu 2" in found.text and "gpu 5" in found.text and "evpack airflow setup" in str(found.mend)
+
+
+@pytest.mark.parametrize(("listed", "faults"), [("2x80", 0), ("1x40", 0), ("3x80", 1), ("2x141", 1)])
+def test_a_listed_host_has_what_the_list_says(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, listed: str, faults: int
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "alpha")
+    monkeypatch.setenv(HOSTS_ENV, f"alpha:{listed}:4,beta:8x80:4")
+    write_json(deployment.home.pools, pool_slots())
+    deployment.write_config(port=8080, slots=sum(pool_slots().values()), schedules=True)
+    found = wrong(deployment.home)
+    assert len(found) == faults
+    assert all("gives this host" in finding.text and "it has 2, of 80 GB" in str(finding.mend) for finding in found)
 
 
 def test_sick_devices_are_named(deployment: Deployment) -> None:

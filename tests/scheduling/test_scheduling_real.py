@@ -14,6 +14,8 @@ import pytest
 
 from evpack.airflow.config import CAMPAIGN_DAG
 from evpack.checkpoint.delta import DELTA_FILE
+from evpack.plan.hosts import HOSTS_ENV, chosen_hosts
+from evpack.plan.lanes import lanes_of
 from evpack.plan.model import load_plan
 from evpack.plan.order import ORDERS
 from evpack.rundir import RunDir
@@ -22,7 +24,7 @@ from evpack.steps.state import read_attempts
 from evpack.steps.timeline import TIMELINE_NAME
 from studies.scheduling.sham_step import SHAM_GB
 from studies.scheduling.shapes import full_models
-from studies.scheduling.stage import Stage, fixture_models, stage
+from studies.scheduling.stage import Stage, fixture_models, slots_of, stage
 from studies.scheduling.tasks import CPU, GPU
 from tests.scheduling.together_step import TOGETHER_ENV
 from tests.scheduling.traces import (
@@ -98,6 +100,29 @@ def test_two_campaigns_at_once_share_the_devices(tmp_path: Path, monkeypatch: py
         for name in names:
             at.wait(name)
         check_run(at, names, tied_s=3.0, slots=slots)
+
+
+def test_each_host_works_through_its_own_models(tmp_path: Path) -> None:
+    """Two hosts that are both this machine: what a worker of a queue would run, the local executor runs here."""
+    hosts = "alpha:4x80:2,beta:2x80:2"
+    with stage(tmp_path, SMALL, devices=6, cpu_slots=0, scale=0.02, hosts=hosts) as at:
+        run = at.start("hosts", models=SMALL, scenarios=["quant_4bit_clean", "nan_injection"])
+        at.wait("hosts")
+        check_run(at, ["hosts"], slots=slots_of(hosts), compared=False)
+        steps = ran(at.steps("hosts"))
+    lanes = {lane.id: lane for lane in lanes_of(chosen_hosts({HOSTS_ENV: hosts}))}
+    for task in steps:
+        lane = lanes[task["task_id"].partition(".")[0]]
+        on_device = task["task_id"].endswith((".calibrate", ".evaluate"))
+        assert (task["queue"], task["pool"]) == (lane.host, lane.pool if on_device else lane.cpu_pool)
+    scored = {
+        host: [t for t in steps if t["queue"] == host and t["pool"].startswith("gpu")] for host in ("alpha", "beta")
+    }
+    begin = {host: min(moment(task, "start_date") for task in tasks) for host, tasks in scored.items()}
+    end = {host: max(moment(task, "end_date") for task in tasks) for host, tasks in scored.items()}
+    assert begin["alpha"] < end["beta"] and begin["beta"] < end["alpha"]
+    devices = {model.label: (model.devices, model.lane.partition("-")[2]) for model in load_plan(run).models}
+    assert devices["Qwen1.5-72B"] == (4, "alpha") and devices["Yi-34B"][1] == "beta"
 
 
 @pytest.mark.slow

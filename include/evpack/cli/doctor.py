@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def _home(home: Home) -> Iterator[Finding]:
 
 
 def _devices(home: Home) -> Iterator[Finding]:
+    from evpack.plan.hosts import HOSTS_ENV, chosen_hosts
     from evpack.plan.nvml import SIMULATED_ENV, read_devices
     from evpack.runtime.leases import health_of
 
@@ -85,6 +87,11 @@ def _devices(home: Home) -> Iterator[Finding]:
         if why:
             mend = f"mend the device, then `evpack devices release {device.uuid}`"
             yield Finding(f"device {device.uuid} serves no step: {why}", mend)
+    for host in (host for host in chosen_hosts() if host.name == socket.gethostname()):
+        smallest = min((device.memory_gb for device in devices), default=0.0)
+        listed = f"{HOSTS_ENV} gives this host {host.devices} devices of {host.memory_gb:g} GB"
+        fits = host.devices <= len(devices) and host.memory_gb <= smallest
+        yield Finding(listed, None if fits else f"it has {len(devices)}, of {smallest:g} GB at least: list it so")
 
 
 def _pools(home: Home) -> Iterator[Finding]:
