@@ -248,10 +248,11 @@ def test_edits_of_an_expert_do_not_depend_on_the_others(saved, tmp_path):
             assert torch.equal(result, kernel.apply(matrix.T.contiguous()).T)
 
 
-def test_a_rank_above_any_selected_matrix_is_refused_before_anything_is_written(saved, tmp_path):
+@pytest.mark.parametrize("rank", [16, 17])
+def test_a_rank_that_keeps_any_selected_matrix_is_refused_before_anything_is_written(saved, tmp_path, rank):
     checkpoint = Checkpoint(saved("mixtral"))
-    with pytest.raises(BadInput, match=r"rank 17 is above that of tensor 'model\.layers\.0\.self_attn\.k_proj"):
-        edited(checkpoint, "lowrank_svd:17:all", tmp_path / "v")
+    with pytest.raises(BadInput, match=rf"rank {rank} leaves tensor 'model\.layers\.0\.self_attn\.k_proj"):
+        edited(checkpoint, f"lowrank_svd:{rank}:all", tmp_path / "v")
     assert list((tmp_path / "v").iterdir()) == []
 
 

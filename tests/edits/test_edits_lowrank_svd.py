@@ -93,10 +93,11 @@ def test_the_full_rank_keeps_the_matrix():
     assert torch.equal(kernel(5).apply(weight), weight)
 
 
-def test_a_rank_above_the_matrix_is_named_with_the_tensor():
-    kernel(5).check("w", 5, 9)
-    with pytest.raises(BadInput, match=r"rank 6 is above that of tensor 'w' \(9 x 5\)"):
-        kernel(6).check("w", 9, 5)
+@pytest.mark.parametrize("rank", [5, 6])
+def test_a_rank_that_keeps_the_matrix_is_no_edit_and_named_with_the_tensor(rank):
+    kernel(4).check("w", 5, 9)
+    with pytest.raises(BadInput, match=rf"rank {rank} leaves tensor 'w' \(9 x 5\) as it is.*rank below 5"):
+        kernel(rank).check("w", 9, 5)
 
 
 def test_metadata_and_declaration():

@@ -341,8 +341,8 @@ def test_wrong_edit_spec(make_settings: MakeSettings, home: Home, tmp_path: Path
         ("lowrank_svd:4:ffn@layer=2", r"mine.*tiny.*names layer 2, but the model's blocks are 0 to 1"),
         ("quant_rtn:4:all@layer=0,9999", "names layer 9999"),
         ("quant_rtn:4:all@layers=0", "covers no layer"),
-        ("lowrank_svd:65:ffn", "rank 65, but no matrix of the model has more than 64"),
-        ("lowrank_svd:64:ffn@layer=1", None),
+        ("lowrank_svd:64:ffn", "rank 64, but no matrix of the model has more than 64"),
+        ("lowrank_svd:63:ffn@layer=1", None),
         ("quant_rtn:4:all@layers=9", None),
     ],
 )

@@ -33,10 +33,10 @@ class LowrankSvd(Kernel):
         self._energies: list[float] = []
 
     def check(self, name: str, rows: int, columns: int) -> None:
-        """See `Kernel.check`: a rank above the smaller dimension would call an unchanged matrix an edit."""
-        if self.rank > min(rows, columns):
+        """See `Kernel.check`: the rank of the smaller dimension would call a matrix edited that is only rounded."""
+        if self.rank >= min(rows, columns):
             raise BadInput(
-                f"lowrank_svd: rank {self.rank} is above that of tensor {name!r} ({rows} x {columns})",
+                f"lowrank_svd: rank {self.rank} leaves tensor {name!r} ({rows} x {columns}) as it is",
                 f"give a rank below {min(rows, columns)}, or a scope without this tensor",
             )
 

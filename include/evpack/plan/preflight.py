@@ -121,7 +121,7 @@ def check_selected(edits: Mapping[tuple[str, str], ResolvedEdit]) -> None:
 
 
 def check_edits_fit(sources: Sequence[Source], edits: Mapping[tuple[str, str], ResolvedEdit]) -> None:
-    """Refuse edits of blocks that a model does not have, or of a rank that none of its matrices reaches.
+    """Refuse edits of blocks that a model does not have, or of a rank that leaves every matrix as it is.
 
     Only what the configuration tells is checked; each create step holds its edit against the tensors.
 
@@ -144,7 +144,7 @@ def check_edits_fit(sources: Sequence[Source], edits: Mapping[tuple[str, str], R
                 )
             if scope.below == 0 and not scope.layers:
                 raise BadInput(f"{where} covers no layer", "write @layers=1 or more: all layers below that number")
-            if source.width is not None and edit.rank is not None and edit.rank > source.width:
+            if source.width is not None and edit.rank is not None and edit.rank >= source.width:
                 raise BadInput(
                     f"{where} has rank {edit.rank}, but no matrix of the model has more than {source.width}",
                     f"give a rank below {source.width}",
