@@ -30,9 +30,12 @@ def make_model(tmp_path: Path) -> MakeModel:
         directory = tmp_path / "checkpoints" / name
         directory.mkdir(parents=True)
         (directory / "config.json").write_text(json.dumps({"vocab_size": 32} if config is None else config))
+        weight_map = {}
         for shard in range(shards):
             tensors = {f"t{shard}.big": np.zeros((rows, 4), np.float32), f"t{shard}.small": np.zeros(2, np.float32)}
             save_file(tensors, directory / f"model-{shard}.safetensors")
+            weight_map |= dict.fromkeys(tensors, f"model-{shard}.safetensors")
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         return directory
 
     return make

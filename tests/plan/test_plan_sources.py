@@ -328,6 +328,17 @@ def test_one_weight_format_is_chosen(make_settings: MakeSettings, tmp_path: Path
     assert (weights.format, weights.names) == ("pickle", ("pytorch_model.bin",))
 
 
+def test_safetensors_that_setup_could_not_read_are_no_weights(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(models=["org/m"], convert_pickle=True)
+    place = files(tmp_path / "a", "model-1.safetensors", "model-2.safetensors")
+    with pytest.raises(BadInput, match=r"no model\.safetensors and no index of shards that would name model-1\."):
+        weight_files(place, "m", settings)
+    with pytest.raises(BadInput, match="no index of shards that would name consolidated"):
+        weight_files(files(tmp_path / "b"), "m", settings, ["consolidated.safetensors"])
+    weights = weight_files(files(tmp_path / "c", "pytorch_model.bin", "adapter.safetensors"), "m", settings)
+    assert (weights.format, weights.names) == ("pickle", ("pytorch_model.bin",))
+
+
 @pytest.mark.parametrize(
     ("weight_map", "said"),
     [
@@ -335,6 +346,8 @@ def test_one_weight_format_is_chosen(make_settings: MakeSettings, tmp_path: Path
         ({"t": "model-1.safetensors", "u": "model-2.safetensors"}, r"'model-2\.safetensors' it names is missing"),
         ({"t": "../../secret.safetensors"}, r"'\.\./\.\./secret\.safetensors', which is no plain file name"),
         ({"t": 3}, "does not name files"),
+        ({"t": "model-1.safetensors", "u": ["x"]}, "does not name files"),
+        ({"t": {"file": "model-1.safetensors"}}, "does not name files"),
         ({}, "does not name files"),
         (None, "does not name files"),
     ],

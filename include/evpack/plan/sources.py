@@ -30,12 +30,14 @@ PLAIN_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 CODE_SUFFIX = ".py"
 """Taken as well, for the tokenizer alone, with INVARLOCK_ALLOW_REMOTE_CODE."""
 
-_WEIGHTS: tuple[tuple[Literal["safetensors", "pickle"], str, str, str], ...] = (
-    ("safetensors", "model.safetensors", ".safetensors", ""),
-    ("pickle", "pytorch_model.bin", ".bin", "pytorch_model"),
+_WEIGHTS: tuple[tuple[Literal["safetensors", "pickle"], str, str], ...] = (
+    ("safetensors", "model.safetensors", ".safetensors"),
+    ("pickle", "pytorch_model.bin", ".bin"),
 )
-"""Formats in order of preference: name of the single file (its index has ``.index.json`` behind it), suffix, and what
-the names of files begin with that are weights even without an index."""
+"""Formats in order of preference: name of the single file (its index has ``.index.json`` behind it), and suffix."""
+_PICKLES = "pytorch_model"
+"""What the names of pickles begin with that are weights even without an index: each is converted by itself. Safetensors
+are read where they are, which takes the single file or an index (`checkpoint.reader`)."""
 
 CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -138,13 +140,15 @@ def weight_files(directory: Path, model_id: str, settings: Settings, names: Coll
             without PACK_CONVERT_PICKLE.
     """
     known = {path.name for path in directory.iterdir() if path.is_file()} if names is None else set(names)
-    for format_, single, suffix, stem in _WEIGHTS:
+    for format_, single, suffix in _WEIGHTS:
         if single in known:
             found = [single]
         elif f"{single}.index.json" in known:
             found = _indexed(directory / f"{single}.index.json", suffix, known)
+        elif format_ == "pickle":
+            found = sorted(name for name in known if name.endswith(suffix) and name.startswith(_PICKLES))
         else:
-            found = sorted(name for name in known if name.endswith(suffix) and name.startswith(stem))
+            found = []
         if found:
             if format_ == "pickle" and not settings.convert_pickle:
                 raise BadInput(
@@ -152,7 +156,12 @@ def weight_files(directory: Path, model_id: str, settings: Settings, names: Coll
                     "use a checkpoint in safetensors format, or let PACK_CONVERT_PICKLE=1 convert these",
                 )
             return Weights(format_, tuple(found))
-    raise BadInput(f"model {model_id}: {directory} holds no *.safetensors", _CONFIG_MEND)
+    other = min((name for name in known if name.endswith(".safetensors")), default=None)
+    raise BadInput(
+        f"model {model_id}: {directory} holds no model.safetensors and no index of shards"
+        + (f" that would name {other}" if other else ""),
+        _CONFIG_MEND,
+    )
 
 
 def converted_dir(home: Home, model_id: str, revision: str) -> Path:
@@ -211,7 +220,7 @@ def _listing(model_id: str, revision: str, settings: Settings, home: Home) -> tu
     if settings.net:
         return directory, hub.look_up(model_id, revision).files
     sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
-    if not any(name.endswith(suffix) for _, _, suffix, _ in _WEIGHTS for name in sizes):
+    if not any(name.endswith(suffix) for _, _, suffix in _WEIGHTS for name in sizes):
         raise BadInput(f"model {model_id}: revision {revision} is in the cache {cache} without its weights", hub.FETCH)
     return directory, sizes
 
@@ -229,9 +238,9 @@ def _indexed(index: Path, suffix: str, known: Collection[str]) -> list[str]:
     """The files that an index names."""
     document = parse_document(read_document(index, "weight index", _CONFIG_MEND), str(index))
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    values = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    names = sorted(name for name in values if isinstance(name, str) and name.endswith(suffix))
-    if not names or len(names) != len(values):
+    values = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    names = sorted({name for name in values if isinstance(name, str)})
+    if not names or not all(isinstance(name, str) and name.endswith(suffix) for name in values):
         raise BadInput(f"{index}: its weight_map does not name files ending in {suffix}", "fetch the checkpoint again")
     if strange := [name for name in names if name != Path(name).name or "\\" in name]:
         raise BadInput(
