@@ -112,6 +112,8 @@ def test_bytes_are_row_major_whatever_the_strides():
         ({"a": entry(0, 4, shape=[True, 4])}, b"1234", "shape"),
         ({"a": entry(0, 4, shape="4")}, b"1234", "shape '4'"),
         ({"a": entry(0, 4, dtype="U4")}, b"1234", "element type 'U4'"),
+        ({"a": entry(0, 4, dtype=["U8"])}, b"1234", r"element type \['U8'\]"),
+        ({"a": entry(0, 0, shape=[0, 10**30])}, b"", r"'a' has shape \[0, 10{30}\]"),
         ({"a": {"dtype": "U8", "shape": [4]}}, b"1234", "'a' has no dtype, shape and pair"),
         ({"a": [1, 2]}, b"1234", "'a' has no dtype"),
         ([1], b"", "not an object"),

@@ -130,6 +130,13 @@ def test_an_index_cannot_lead_out_of_the_directory(make_checkpoint, tensors, sha
         Checkpoint(root)
 
 
+def test_a_shard_of_a_name_that_no_file_can_have_is_missing(make_checkpoint, tensors):
+    root = make_checkpoint(tensors, shards=2)
+    edit_index(root, lambda weight_map: weight_map.update({"model.norm.weight": f"{'x' * 300}.safetensors"}))
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight', is missing \(1 of "):
+        Checkpoint(root)
+
+
 def test_an_index_that_disagrees_with_its_shards_is_refused(make_checkpoint, tensors):
     root = make_checkpoint(tensors, shards=2)
     edit_index(root, lambda weight_map: weight_map.update({"ghost": "model-0.safetensors"}))

@@ -189,5 +189,10 @@ def test_an_unusable_tuned_entry_is_bad_input(entry, status, reason):
     assert "quant_rtn:clean:ffn" in caught.value.what
 
 
+def test_a_sparsity_beyond_what_a_float_holds_is_refused():
+    with pytest.raises(EditSpecError, match="invalid_prune_sparsity"):
+        resolve("magnitude_prune:clean:ffn", {"status": "selected", "sparsity": 10**400})
+
+
 def test_an_explicit_spec_ignores_tuned_parameters():
     assert resolve("quant_rtn:8:all", {"status": "skipped"}).bits == 8

@@ -126,6 +126,13 @@ def test_no_pinned_model_is_said(app: typer.Typer, tmp_path: Path) -> None:
     assert f"no model is pinned in {tmp_path / 'home'}" in output(app, "revisions", "show")
 
 
+def test_a_pin_that_is_no_object_is_named(app: typer.Typer, tmp_path: Path) -> None:
+    revisions.register(app)
+    (tmp_path / "pins.json").write_text('{"models": {"a/b": 5}}')
+    result = CliRunner().invoke(app, ["revisions", "show", "--file", "pins.json"])
+    assert isinstance(result.exception, BadInput) and "model 'a/b' is 5, no object" in result.exception.what
+
+
 def test_text_too_short_is_refused(app: typer.Typer, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Four score and seven years ago. " * 20)
     result = CliRunner().invoke(app, [*FIXTURE, "-p", f"text_path={tmp_path / 'short.txt'}", "--out", "run"])

@@ -300,6 +300,6 @@ def _fraction(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and 0.0 < number <= 1.0 else None

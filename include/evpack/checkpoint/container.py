@@ -46,6 +46,8 @@ DTYPES: dict[str, tuple[str, int]] = {
 _LENGTH = struct.Struct("<Q")
 _LENGTH_DIGITS = 20
 """Digits of the largest 64-bit offset: what a header entry is sized for before its offsets are known."""
+_LARGEST = (1 << 63) - 1
+"""Largest number of a header that torch can take; of an empty tensor, nothing else bounds the other dimensions."""
 _COMPARED_BYTES = 1 << 16
 """Compared at a time; tensors that differ mostly do so at once."""
 _MEND = "fetch or convert the checkpoint again; this file is damaged"
@@ -241,11 +243,11 @@ def _slot(path: Path, name: str, entry: Any, data_start: int) -> Slot:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{what} has no dtype, shape and pair of data_offsets", _MEND) from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{what} has element type {dtype!r}", "convert the checkpoint to one of " + ", ".join(DTYPES)
         )
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n <= _LARGEST for n in (*shape, start, end)):
         raise CheckpointError(f"{what} has shape {shape!r} and offsets {start!r}, {end!r}", _MEND)
     nbytes = math.prod(shape) * DTYPES[dtype][1]
     if end - start != nbytes:

@@ -188,7 +188,8 @@ def _shards(path: Path) -> dict[Path, frozenset[str] | None]:
                 "do not use this checkpoint; fetch it again from a source you trust",
             )
         tensors.setdefault(shard, set()).add(name)
-    missing = sorted(shard for shard in tensors if not (path / shard).is_file())
+    here = {item.name for item in path.iterdir() if item.is_file()}  # a name too long for a file cannot be asked for
+    missing = sorted(tensors.keys() - here)
     if missing:
         raise CheckpointError(
             f"{path}: shard {missing[0]}, which the index names for tensor {min(tensors[missing[0]])!r}, is missing "

@@ -70,6 +70,8 @@ def _models_in(path: Path) -> Mapping[str, Any]:
     models = document.get("models") if isinstance(document, dict) else None
     if not isinstance(models, dict):
         raise BadInput(f"{path}: holds no object `models`", _FORM)
+    if strange := [model_id for model_id, entry in models.items() if not isinstance(entry, dict)]:
+        raise BadInput(f"{path}: the entry of model {strange[0]!r} is {models[strange[0]]!r}, no object", _FORM)
     return models
 
 
@@ -89,8 +91,8 @@ def store_pins(home: Home, pins: Mapping[str, Pin], suite: str, now: str) -> Non
     write_json(home.model_revisions, pins_document(merged, suite, now))
 
 
-def _has_revision(entry: object) -> bool:
-    revision = entry.get("revision") if isinstance(entry, dict) else None
+def _has_revision(entry: Mapping[str, Any] | None) -> bool:
+    revision = entry.get("revision") if entry else None
     return isinstance(revision, str) and bool(hub.COMMIT.fullmatch(revision))
 
 
