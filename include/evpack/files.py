@@ -18,7 +18,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -297,12 +297,9 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
     """
     if target.exists():
         raise AlreadyPublished(errno.EEXIST, "exists already", str(target))
-    part = target.with_name(f"{target.name}.tmp.{label}.{uuid.uuid4().hex}")
-    part.mkdir(parents=True)
-    try:
-        with disk_errors(target):
-            yield part
-            fsync_tree(part)
+    with beside(target, label) as part:
+        yield part
+        fsync_tree(part)
         try:
             part.rename(target)  # POSIX: fails on a directory that is not empty
         except OSError as error:
@@ -310,8 +307,56 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
                 raise AlreadyPublished(errno.EEXIST, "exists already", str(target)) from error
             raise
         _fsync_directory(target.parent)
+
+
+@contextmanager
+def beside(target: Path, label: str) -> Iterator[Path]:
+    """A fresh directory beside `target` that is gone after the block, unless it was renamed.
+
+    It is held by a lock, which ends with the process: what killed processes left for this target goes first.
+
+    Args:
+        target: need not exist; its parent is created when missing.
+        label: part of the name, for people who look.
+
+    Raises:
+        DiskFull: when the device has no room.
+    """
+    sweep_beside(target)
+    part, handle = _held(target, label)
+    try:
+        with disk_errors(target):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep_beside(target: Path) -> None:
+    """Remove the directories that `beside` made for a target and whose process is gone."""
+    made = re.compile(rf"{re.escape(target.name)}\.tmp\.\w+\.[0-9a-f]{{32}}")
+    for left in target.parent.iterdir() if target.parent.is_dir() else ():
+        if made.fullmatch(left.name):
+            with suppress(OSError):  # held, gone, or of somebody else
+                handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def _held(target: Path, label: str) -> tuple[Path, int]:
+    """A fresh directory beside a target, and the open handle that holds it."""
+    while True:
+        part = target.with_name(f"{target.name}.tmp.{label}.{uuid.uuid4().hex}")
+        part.mkdir(parents=True)
+        with suppress(FileNotFoundError):  # somebody swept it before it was held
+            handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if part.exists():
+                return part, handle
+            os.close(handle)
 
 
 def expanded(text: str) -> Path:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from evpack import files
 from evpack.errors import DiskFull, EvidenceError
+from tests.waiting import DEADLINE_S
 
 json_values = st.recursive(
     st.none()
@@ -104,6 +108,34 @@ def test_publishing_never_replaces(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(files.AlreadyPublished), files.publishing(target):
         pytest.fail("must not start when the target exists")
+
+
+def publish_and_hang(target: Path, ready: Any) -> None:
+    with files.publishing(target, "1") as part:
+        (part / "file").write_text("half")
+        ready.set()
+        signal.pause()
+
+
+def test_what_a_killed_process_left_goes_and_what_another_one_makes_stays(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, target = context.Event(), tmp_path / "out"
+    for name in ("out.tmp.backup", f"other.tmp.1.{32 * '0'}"):  # of a person; of another target
+        (tmp_path / name).mkdir()
+    before = set(tmp_path.iterdir())
+    process = context.Process(target=publish_and_hang, args=(target, ready))
+    process.start()
+    assert ready.wait(DEADLINE_S)
+    with pytest.raises(RuntimeError), files.publishing(target):
+        raise RuntimeError
+    (left,) = set(tmp_path.iterdir()) - before
+    assert (left / "file").exists(), "it was held"
+    process.kill()
+    process.join()
+    assert left.exists()
+    with files.publishing(target):
+        assert not left.exists()
+    assert set(tmp_path.iterdir()) == before | {target}
 
 
 def test_write_atomic_keeps_the_old_file_when_told_to(tmp_path: Path) -> None:

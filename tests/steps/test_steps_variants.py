@@ -207,7 +207,7 @@ def announce_and_die(root: Path, ready: Any) -> None:
     run = RunDir(root)
     plan = load_plan(run)
     with room_for(run, plan, plan.step("m.one.create")):
-        (run.model("m").root / "models" / "one.tmp.work.x").mkdir(parents=True)
+        (run.model("m").root / "models" / f"one.tmp.work.{32 * '0'}").mkdir(parents=True)
         ready.set()
         signal.pause()
 
@@ -222,7 +222,7 @@ def test_a_killed_step_gives_its_room_back_and_its_leftovers_go(planned: Plan) -
     assert create(run, "two") is StepExit.NO_ROOM
     process.kill()
     process.join()
-    left = run.model("m").root / "models" / "one.tmp.work.x"
+    left = run.model("m").root / "models" / f"one.tmp.work.{32 * '0'}"
     assert left.exists()
     assert create(run, "one") is StepExit.OK
     assert not left.exists()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from evpack.catalog.edit_spec import ResolvedEdit
@@ -22,7 +21,7 @@ from evpack.data.windows import WindowSet
 from evpack.edits import PreparedEdit, apply_edits
 from evpack.errors import BrokenContract, CheckpointError, EvpackError, Transient
 from evpack.faults import apply_fault
-from evpack.files import AlreadyPublished, disk_errors, locked, publishing
+from evpack.files import AlreadyPublished, beside, locked, publishing
 from evpack.plan.model import StepType
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
@@ -82,7 +81,7 @@ def _edited(ctx: StepContext, model: ModelDir, baseline: Checkpoint, edits: Mapp
     """
     own = next(iter(edits))
     _discard(model.variant(own))
-    with _aside(model.variant(own)) as workplace:
+    with beside(model.variant(own), "work") as workplace:
         places = {scenario: (edit, workplace / scenario) for scenario, edit in edits.items()}
         for _, directory in places.values():
             directory.mkdir()
@@ -139,18 +138,6 @@ def _is_whole(ctx: StepContext, baseline: Checkpoint, target: Path, scenario: st
         return False
     of_this = (scenario, PreparedEdit(baseline, edit).declaration(), ctx.settings.variant_storage == "full")
     return (variant.variant.scenario, variant.variant.declaration, variant.is_full) == of_this
-
-
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A directory beside the target that vanishes with all that is still in it."""
-    workplace = target.with_name(f"{target.name}.tmp.work.{uuid.uuid4().hex}")
-    workplace.mkdir()
-    try:
-        with disk_errors(target):
-            yield workplace
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _discard(target: Path) -> None:

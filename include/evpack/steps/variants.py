@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from pathlib import Path
 
 from evpack.checkpoint.delta import VARIANT_FILE
 from evpack.errors import NoRoom
-from evpack.files import GB, locked
+from evpack.files import GB, locked, sweep_beside
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
 from evpack.rundir import RunDir
-from evpack.steps.base import log
 from evpack.steps.state import Marker, read_marker, step_state
 
 
@@ -55,7 +53,8 @@ def room_for(run: RunDir, plan: CampaignPlan, step: StepPlan) -> Iterator[None]:
             )
             try:
                 os.ftruncate(handle, 0)
-                _sweep(announced.places)
+                for place in announced.places:
+                    sweep_beside(place)
                 _fit(run, plan, announced)
             except BaseException:
                 os.close(handle)
@@ -161,14 +160,6 @@ def _bytes_in(directory: Path) -> int:
             if file.name != VARIANT_FILE and file.is_file() and not file.is_symlink():
                 total += file.stat().st_size
     return total
-
-
-def _sweep(places: Sequence[Path]) -> None:
-    """Remove what killed attempts left beside variants that nobody else makes now."""
-    for place in places:
-        for left in place.parent.glob(f"{place.name}.tmp.*"):
-            log.info("%s was left by a killed attempt and is removed", left.name)
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _lock(path: Path) -> int | None:
