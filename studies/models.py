@@ -66,7 +66,7 @@ def tuned_for(model: StudyModel, model_id: str, home: Home, tell: Callable[[str]
     file = home.root / "study" / f"{model.name}-tuned.json"
     if not file.is_file():
         params = {"suite": model.suite, "text_path": model.text, "dataset": "text"}
-        _, entries = tune(Request(model.source, params), home, tell)
+        entries = {kind: entry for _, kind, entry in tune(Request(model.source, params), home, tell)}
         write_json(file, with_entries(empty_document(), model_id, entries, utc_now()))
     return TunedParams(read_json(file))
 

@@ -1,9 +1,16 @@
-"""Which process is meant, long after it was noted: ids are given again, and times of start move with the clock."""
+"""Which process is meant, long after it was noted: ids are given again, and times of start move with the clock.
+
+And how signals end this one.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 _UNSEEN = ""
 """Start of a process that is there but shows nothing of itself (hidden, or a system without /proc)."""
@@ -46,3 +53,18 @@ def exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals end the block by KeyboardInterrupt, also when they were ignored before (as under nohup)."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from evpack.assets import fixture_text
+from evpack.assets.demo import prepare_demo
 from evpack.catalog.edit_spec import ResolvedEdit, parse_edit_spec, resolve_edit
 from evpack.catalog.tuned import load_tuned
 from evpack.cli.main import build_app
@@ -17,6 +21,9 @@ from evpack.data.windows import WindowDemand, WindowSet, schedule_runs
 from evpack.errors import BadInput, CheckpointError, DataError, MissingFile
 from evpack.home import Home
 from evpack.tuning import Request, sweep, tune
+
+DEPLOYMENT = Home.locate()
+"""The shell's, where the demo model is kept; a test sees no variable of it."""
 
 QUICK = {
     "suite": "fixture",
@@ -46,9 +53,9 @@ def rungs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def run(home: Home, *, lines: list[str] | None = None, windows: int = 32, **params: Any) -> dict[str, Any]:
     request = Request("fixture", {**QUICK, **params}, ["magnitude_prune"], windows)
-    model, entries = tune(request, home, ([] if lines is None else lines).append)
-    assert model == "fixture"
-    return entries["magnitude_prune"]
+    ((model, kind, entry),) = tune(request, home, ([] if lines is None else lines).append)
+    assert (model, kind) == ("fixture", "magnitude_prune")
+    return entry
 
 
 def test_the_strongest_rung_that_passes(home: Home, rungs: Callable[..., None]) -> None:
@@ -129,6 +136,7 @@ def test_the_pool_leaves_the_campaigns_windows_alone() -> None:
     drawn = [int(pool.tokens[row, 0]) for one in pool.runs for row, _ in one.in_order()]
     assert len(drawn) == len(set(drawn)) == 128 and not used.intersection(drawn)
     assert len(sweep._pool(campaign, demand, 10).runs) == 1
+    assert len(sweep._pool(campaign, demand, 129).runs) == 5, "not fewer windows than asked for"
     with pytest.raises(DataError, match=r"204 windows .*besides the 96 of the campaign's runs"):
         sweep._pool(campaign, demand, 300)
 
@@ -148,9 +156,9 @@ def test_bad_requests(home: Home, params: dict[str, Any], kind: type[Exception],
 
 def test_unknown_edits_and_too_few_windows(home: Home) -> None:
     with pytest.raises(BadInput, match="'distil' cannot be tuned"):
-        tune(Request("fixture", QUICK, ["distil"]), home, print)
+        list(tune(Request("fixture", QUICK, ["distil"]), home, print))
     with pytest.raises(BadInput, match="0 windows"):
-        tune(Request("fixture", QUICK, windows=0), home, print)
+        list(tune(Request("fixture", QUICK, windows=0), home, print))
 
 
 def test_the_command_writes_a_file_that_a_campaign_reads(
@@ -173,6 +181,59 @@ def test_the_command_writes_a_file_that_a_campaign_reads(
         CliRunner().invoke(build_app(), [*command, "--out", "/no/such/place/x.json"], catch_exceptions=False)
 
 
+def command(out: Path | None, *edits: str) -> list[str]:
+    options = [item for name, value in QUICK.items() if name != "suite" for item in ("-p", f"{name}={value}")]
+    kinds = [item for edit in edits for item in ("--edit", edit)]
+    place = [] if out is None else ["--out", str(out)]
+    return ["tune", "fixture", "--suite", "fixture", "--windows", "32", *options, *kinds, *place]
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+@pytest.mark.parametrize("end", [CheckpointError("the second cannot be tried"), KeyboardInterrupt()])
+def test_what_was_found_outlives_an_error_and_an_interruption(
+    end: BaseException, to_file: bool, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And another sweep's entries, written while this one measured, stay."""
+    from typer.testing import CliRunner
+
+    out = tmp_path / "tuned.json"
+    theirs = {"models": {"other": {"quant_rtn": {"status": "selected", "bits": 8}}}}
+
+    def rungs(kind: str, checkpoint: Any) -> tuple[ResolvedEdit, ...]:
+        if kind == "fp8_quant":
+            raise end
+        out.write_text(json.dumps(theirs))
+        return (rung(0.08),)
+
+    monkeypatch.setattr(sweep, "ladder", rungs)
+    monkeypatch.setenv("EVPACK_HOME", str(home.root))
+    done = CliRunner().invoke(build_app(), command(out if to_file else None, "magnitude_prune", "fp8_quant"))
+    assert done.exit_code != 0
+    if not to_file:
+        out.write_text(done.stdout)
+    tuned = load_tuned(str(out))
+    assert (tuned.entry("magnitude_prune", "fixture") or {})["sparsity"] == 0.08
+    assert (tuned.entry("quant_rtn", "other") is not None) is to_file
+    assert not list(home.root.iterdir())
+
+
+def test_a_sweep_that_is_told_to_end_leaves_nothing(home: Home, tmp_path: Path) -> None:
+    home.create()
+    environ = {**os.environ, "EVPACK_HOME": str(home.root)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evpack.cli.main", *command(tmp_path / "tuned.json", "quant_rtn")],
+        env=environ,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"baseline:"), "it is at work"
+    assert list(home.root.iterdir())
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 130
+    assert not list(home.root.iterdir())
+
+
 @pytest.mark.parametrize("place", ["/proc/tuned.json", "."])
 def test_a_file_that_cannot_be_written_is_refused_before_the_sweep(
     place: str, home: Home, monkeypatch: pytest.MonkeyPatch
@@ -188,10 +249,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_sweep(
         CliRunner().invoke(build_app(), ["tune", "fixture", "--out", place], catch_exceptions=False)
 
 
-def reproduces(model: str, kinds: list[str], home: Home) -> None:
+def reproduces(model: str, suite: str, kinds: list[str], home: Home) -> None:
     """Tuning gives the shipped entries again; figures may differ in the last digits between machines."""
-    _, entries = tune(Request(model, {"suite": "fixture"}, kinds), home, lambda line: None)
-    for kind, found in entries.items():
+    for _, kind, found in tune(Request(model, {"suite": suite}, kinds), home, lambda line: None):
         expected = load_tuned(None).entry(kind, model)
         assert expected is not None
         ours, theirs = found.pop("measured"), dict(expected).pop("measured")
@@ -206,9 +266,15 @@ def reproduces(model: str, kinds: list[str], home: Home) -> None:
 
 
 def test_a_shipped_entry_is_reproduced(home: Home) -> None:
-    reproduces("fixture", ["fp8_quant"], home)
+    reproduces("fixture", "fixture", ["fp8_quant"], home)
 
 
 @pytest.mark.slow
 def test_all_shipped_entries_of_the_fixture_are_reproduced(home: Home) -> None:
-    reproduces("fixture", [], home)
+    reproduces("fixture", "fixture", [], home)
+
+
+@pytest.mark.slow
+def test_all_shipped_entries_of_the_demo_are_reproduced() -> None:
+    prepare_demo(DEPLOYMENT, print)
+    reproduces("SmolLM2-135M", "demo", [], DEPLOYMENT)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -28,7 +27,7 @@ from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.config import HOST, USER, Deployment
 from evpack.errors import BadInput, Transient
 from evpack.files import write_atomic
-from evpack.processes import same_boot, start_of
+from evpack.processes import interrupted_by, same_boot, start_of
 from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.pools import pool_slots
 from evpack.runtime.process import die_with_parent
@@ -40,6 +39,7 @@ STOP_S = 5.0
 """Seconds the processes may take after SIGTERM before SIGKILL; idle ones need 2, a step cleans up within 3."""
 POLL_S = 0.2
 _TAIL_LINES = 30
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 Say = Callable[[str], None]
 """Prints one line for people."""
@@ -91,7 +91,7 @@ def running(deployment: Deployment, say: Say, *, up: bool = False) -> Iterator[R
     lock = FileLock(deployment.lock)
     attached = _lock_or_attach(deployment, lock, say, up)
     if attached is not None:
-        with _signals_raise():
+        with interrupted_by(*_ENDING):
             yield RunningAirflow(attached, deployment)
         return
     with _stopping(deployment, lock, say) as airflow:
@@ -119,7 +119,7 @@ def _stopping(deployment: Deployment, lock: FileLock, say: Say) -> Iterator[Runn
     try:
         stop_leftovers(deployment, say)
         reap_abandoned(deployment.home, say)
-        with _signals_raise(), _reserved_port() as port:
+        with interrupted_by(*_ENDING), _reserved_port() as port:
             airflow = RunningAirflow(_endpoint(deployment, port), deployment)
             try:
                 yield airflow
@@ -309,19 +309,3 @@ def _log_file(deployment: Deployment, name: str) -> Path:
 def _tail(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL_LINES:])
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM, SIGHUP and SIGINT (also when it was ignored, as under nohup) end the block by KeyboardInterrupt."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import typer
@@ -28,10 +29,11 @@ def register(app: typer.Typer) -> None:
         from evpack.catalog.suites import suites
         from evpack.catalog.tuned import empty_document, load_tuned, with_entries
         from evpack.errors import BadInput
-        from evpack.files import pretty_json, utc_now, write_json
+        from evpack.files import locked, pretty_json, utc_now, write_json
         from evpack.home import Home
         from evpack.pack.layout import check_outside
         from evpack.plan.disk import check_file
+        from evpack.processes import interrupted_by
         from evpack.tuning import POOL_WINDOWS, Request
         from evpack.tuning import tune as run_sweep
 
@@ -45,13 +47,20 @@ def register(app: typer.Typer) -> None:
                 raise BadInput(f"--out {out}: there is no directory {out.parent}", "make it, or choose another place")
             check_outside(out, "--out")
             check_file(out, "--out")
-        document = load_tuned(str(out)).document if out is not None and out.exists() else empty_document()
+            if out.exists():
+                load_tuned(str(out))
         request = Request(model, params, edit, POOL_WINDOWS if windows is None else windows)
-        model_id, entries = run_sweep(request, Home.locate(), lambda line: typer.echo(line, err=True))
-        document = with_entries(document, model_id, entries, utc_now())
-        if out is None:
-            typer.echo(pretty_json(document).decode("utf-8"), nl=False)
-        else:
-            write_json(out, document)
-            found = [f"{kind} {entry['status']}" for kind, entry in entries.items()]
-            typer.echo(f"{model_id}: {', '.join(found)}; written to {out}")
+        document = empty_document()
+        try:
+            with interrupted_by(signal.SIGTERM):
+                for model_id, kind, entry in run_sweep(request, Home.locate(), lambda line: typer.echo(line, err=True)):
+                    if out is None:
+                        document = with_entries(document, model_id, {kind: entry}, utc_now())
+                        continue
+                    with locked(out.parent):  # another sweep may have put entries there meanwhile
+                        there = load_tuned(str(out)).document if out.exists() else empty_document()
+                        write_json(out, with_entries(there, model_id, {kind: entry}, utc_now()))
+                    typer.echo(f"{model_id}: {kind} {entry['status']}; written to {out}")
+        finally:  # what was found before an error or an interruption took hours
+            if document["models"]:
+                typer.echo(pretty_json(document).decode("utf-8"), nl=False)

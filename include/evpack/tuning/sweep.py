@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from evpack.data.windows import WindowDemand, WindowSet, schedule_runs, too_shor
 from evpack.edits import SUPPORTED, apply_edit
 from evpack.errors import BadInput, CheckpointError, EvaluationError
 from evpack.evaluation.records import WindowRecords
-from evpack.files import digest_json, sha256_bytes, utc_now
+from evpack.files import beside, digest_json, sha256_bytes, utc_now
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
 from evpack.plan.model import StepType
@@ -61,15 +60,15 @@ class Request:
     windows: int = POOL_WINDOWS
 
 
-def tune(request: Request, home: Home, tell: Tell) -> tuple[str, dict[str, Entry]]:
+def tune(request: Request, home: Home, tell: Tell) -> Iterator[tuple[str, EditType, Entry]]:
     """Find the strongest clean parameters of each edit type for a model.
 
     Args:
         home: where models are found and the scratch directory is made.
         tell: gets one line per rung.
 
-    Returns:
-        The model's id and its entries by edit type, as the tuned parameters file holds them.
+    Yields:
+        The model's id, an edit type and its entry, as the tuned parameters file holds it, as soon as it is found.
 
     Raises:
         BadInput: unknown model, edit type or text; a campaign without clean runs.
@@ -83,10 +82,11 @@ def tune(request: Request, home: Home, tell: Tell) -> tuple[str, dict[str, Entry
         raise BadInput("CLEAN_EDIT_RUNS=0: there are no runs that an edit could pass", "set it to 1 or more")
     if request.windows < 2:
         raise BadInput(f"{request.windows} windows give no interval", f"measure on {POOL_WINDOWS} or more")
-    with tempfile.TemporaryDirectory(dir=home.create().root, prefix="tune.") as scratch:
-        bench = _set_up(settings, home, Path(scratch))
-        sweep = _Sweep.begin(bench, settings, request.windows, Path(scratch), tell)
-        return bench.plan.id, {kind: sweep.entry(kind) for kind in kinds}
+    with beside(home.create().root / "tune", "run") as scratch:
+        bench = _set_up(settings, home, scratch)
+        sweep = _Sweep.begin(bench, settings, request.windows, scratch, tell)
+        for kind in kinds:
+            yield bench.plan.id, kind, sweep.entry(kind)
 
 
 def _kind(name: str) -> EditType:
@@ -199,7 +199,7 @@ def _pool(campaign: WindowSet, demand: WindowDemand, wanted: int) -> WindowSet:
     """
     used = {row for run in campaign.runs for row, _ in run.in_order()}
     free = [row for row in range(len(campaign.tokens)) if row not in used]
-    needed = replace(demand, runs=max(1, wanted // demand.per_run))
+    needed = replace(demand, runs=-(-wanted // demand.per_run))
     if len(free) < needed.windows:
         raise too_short(len(free), needed, f"besides the {len(used)} of the campaign's runs")
     runs = schedule_runs(len(free), needed, POOL_SEED)
