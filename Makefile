@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS = 1
 AREA ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help study study-scheduling test-scheduling chaos venv demo demo-quick test lint format up fuzz bench docs fixture clean
+.PHONY: help study study-scheduling test-scheduling test-tuning chaos venv demo demo-quick test lint format up fuzz bench docs fixture clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -71,6 +71,9 @@ test-scheduling: $(READY) ## The full suite's shapes and 1,100 cells on a real s
 chaos: $(READY) ## Kill, starve and fill campaigns on a real scheduler until twenty disturbances are survived
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow -k in_processes tests/scheduling/test_scheduling_chaos.py
 	@OMP_NUM_THREADS=1 tools/with_docker.sh $(BIN)/python -m pytest -q -s -m slow -k in_containers tests/scheduling/test_scheduling_chaos.py
+
+test-tuning: $(READY) ## Tune the fixture and the demo model again and hold the shipped entries against it (half an hour or more)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/tuning
 
 study-scheduling: $(READY) ## Simulate the full suite on 1, 2, 4 and 8 devices; studies/results/scheduling.json
 	@$(BIN)/python -m studies.scheduling
