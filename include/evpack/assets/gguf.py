@@ -17,7 +17,8 @@ def convert_gguf(source: Path, target: Path) -> None:
         target: an existing directory.
 
     Raises:
-        CheckpointError: the conversion failed, with its last words.
+        DiskFull, OutOfHostMemory: no room; no memory.
+        CheckpointError: the conversion failed otherwise, with its last words.
     """
     run_worker(
         "evpack.assets.gguf_worker",

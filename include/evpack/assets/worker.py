@@ -5,12 +5,18 @@ They want torch and the memory of a model, which whoever asks for a path need no
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evpack.errors import CheckpointError
+from evpack.errors import CheckpointError, DiskFull, OutOfHostMemory, lacks_memory
+
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Exits of a process that the kernel ended for want of memory; nobody else ends a worker this way."""
 
 
 def run_worker(
@@ -32,12 +38,19 @@ def run_worker(
         environ: the process's environment; this one's when None.
 
     Raises:
-        CheckpointError: it failed, with its last words.
+        DiskFull, OutOfHostMemory: the machine's fault by its last words, or by how it ended.
+        CheckpointError: it failed otherwise, with its last words.
     """
     command = [sys.executable, "-m", module, str(source), str(target), *extra]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environ and dict(environ)
     )
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise CheckpointError(f"{source} could not be converted (exit {result.returncode}): {last}", mend)
+    if result.returncode == 0:
+        return
+    last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    what = f"{source} could not be converted (exit {result.returncode}): {last}"
+    if any(os.strerror(number) in last for number in (errno.ENOSPC, errno.EDQUOT)):
+        raise DiskFull(f"{what} (writing {target})", "free some space on that file system and try again")
+    if result.returncode in _KILLED or last.startswith("MemoryError") or lacks_memory(RuntimeError(last)):
+        raise OutOfHostMemory(f"{what} (memory ran out)", "give the host more memory, or run less beside it")
+    raise CheckpointError(what, mend)

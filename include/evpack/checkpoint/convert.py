@@ -33,7 +33,7 @@ def converted(source: Path, target: Path, revision: str, weights: tuple[str, ...
 
     Raises:
         CheckpointError: not convertible, or an earlier conversion that was changed.
-        DiskFull: no room.
+        DiskFull, OutOfHostMemory: no room; no memory.
     """
     if not target.exists():
         with suppress(AlreadyPublished), publishing(target) as part:  # somebody else may finish first: same bytes
