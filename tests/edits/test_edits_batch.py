@@ -70,6 +70,19 @@ def test_an_edit_that_cannot_be_made_stops_no_other(tmp_path, block, checkpoint_
     assert all(isinstance(made[name], DeltaCheckpoint) for name in SPECS)
 
 
+def test_a_decomposition_that_does_not_converge_ends_its_own_edit_only(tmp_path, block, checkpoint_of, monkeypatch):
+    def fails(matrix, rank):
+        raise torch.linalg.LinAlgError("linalg.eigh: the algorithm failed to converge\nand more")
+
+    monkeypatch.setattr("evpack.edits.lowrank_svd._leading_eigenvectors", fails)
+    made = apply_edits(checkpoint_of(block), places(tmp_path / "batch", SPECS))
+    assert isinstance(made["svd"], CheckpointError)
+    assert made["svd"].what.endswith(
+        "'model.layers.0.mlp.down_proj.weight': linalg.eigh: the algorithm failed to converge"
+    )
+    assert all(isinstance(made[name], DeltaCheckpoint) for name in SPECS if name != "svd")
+
+
 def test_a_damaged_tensor_ends_the_edits_that_touch_it(tmp_path, block, checkpoint_of):
     name = "model.layers.0.self_attn.q_proj.weight"
     block[name][1, 2] = float("nan")

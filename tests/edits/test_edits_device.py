@@ -99,7 +99,13 @@ def test_products_are_not_shortened_and_the_process_keeps_its_choice():
         for allowed in (True, False):
             matmul.allow_tf32 = allowed
             with kernel.full_precision():
-                assert matmul.allow_tf32 is False
+                assert matmul.fp32_precision == "ieee"
             assert matmul.allow_tf32 is allowed
+        for precision in ("tf32", "ieee"):  # by torch's newer name, after which the older one cannot always be read
+            matmul.allow_tf32 = precision == "ieee"
+            matmul.fp32_precision = precision
+            with kernel.full_precision():
+                assert matmul.fp32_precision == "ieee"
+            assert matmul.fp32_precision == precision
     finally:
         matmul.allow_tf32 = before

@@ -102,9 +102,17 @@ class PreparedEdit:
             before: as the checkpoint's `read` gave it, on any device, finite; not changed.
 
         Raises:
-            CheckpointError: when the edit makes entries non-finite.
+            CheckpointError: when the edit makes entries non-finite, or a decomposition does not converge.
         """
-        after = self._edited(before, self.places[name].inputs_first)
+        import torch
+
+        try:
+            after = self._edited(before, self.places[name].inputs_first)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but not in its stub
+            raise CheckpointError(
+                f"edit {self.edit.spec!r} cannot be computed of tensor {name!r}: {str(error).splitlines()[0]}",
+                "use another scope, or another edit",
+            ) from error
         if not is_finite(after):
             raise CheckpointError(
                 f"edit {self.edit.spec!r} makes {int((~after.isfinite()).sum())} entries of tensor {name!r} non-finite",

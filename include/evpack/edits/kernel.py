@@ -86,12 +86,15 @@ def full_precision() -> Iterator[None]:
     """Keep devices from shortening the factors of fp32 products, whatever the process allows for scoring."""
     import torch
 
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    before = (
+        matmul.fp32_precision
+    )  # not allow_tf32, which cannot be read once anything has set a precision by this name
+    matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        matmul.fp32_precision = before
 
 
 def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
