@@ -100,6 +100,15 @@ def test_shape_mismatch_adds_eight_mean_rows_wherever_the_vocabulary_is_stored(c
     assert (metadata["old_rows"], metadata["new_rows"], metadata["delta"]) == (2, 10, 8)
 
 
+def test_shape_mismatch_holds_the_embedding_and_the_longer_one_only(checkpoint_of, inject, monkeypatch):
+    def third(*_):
+        raise AssertionError("a copy beside the two")
+
+    checkpoint = checkpoint_of({EMBED: torch.ones(4, 4)}, vocab_size=4)
+    monkeypatch.setattr(torch.Tensor, "clone", third)
+    assert inject(checkpoint, "shape_mismatch").info(EMBED).shape == (12, 4)
+
+
 def test_missing_tensors_drops_the_last_block_and_shortens_every_list_of_layers(checkpoint_of, inject):
     tensors = {query(layer): torch.ones(2, 2) for layer in range(12)} | {EMBED: torch.ones(2, 2)}
     config = {
@@ -115,6 +124,10 @@ def test_missing_tensors_drops_the_last_block_and_shortens_every_list_of_layers(
     assert variant.config() == config | {"num_hidden_layers": 11, "layer_types": config["layer_types"][:11]}
     metadata = variant.variant.metadata
     assert (metadata["layers_before"], metadata["layers_after"], metadata["dropped_layers"]) == (12, 11, [11])
+    assert (metadata["target_param"], metadata["target_block"], metadata["target_count"]) == (query(11), 11, 1)
+    (target,) = metadata["targets"]
+    assert target["before"] == metadata["before"] and target["before"]["frobenius"] == 2.0 and target["after"] is None
+    assert metadata["after"]["elements"] == 0
     assert sum(file.stat().st_size for file in variant.path.iterdir()) < 64_000
 
 
@@ -147,7 +160,43 @@ def test_a_head_of_its_own_is_dropped(checkpoint_of, inject):
     variant = inject(checkpoint, "weight_tying_break")
     assert variant.variant.removed == (HEAD,) and not variant.variant.changed
     assert variant.config()["tie_word_embeddings"] is True
-    assert variant.variant.metadata["mode"] == "tie"
+    metadata = variant.variant.metadata
+    assert (metadata["mode"], metadata["target_param"], metadata["target_block"]) == ("tie", HEAD, None)
+    assert metadata["targets"][0]["after"] is None and metadata["before"]["elements"] == 16
+
+
+@pytest.mark.parametrize("error_type", ["norm_collapse", "rank_collapse", "extreme_quant"])
+@pytest.mark.parametrize("shape", [(4, 4), (0, 4)])
+def test_a_matrix_that_the_damage_cannot_change_is_left_out_and_counted(checkpoint_of, inject, error_type, shape):
+    tensors = {query(0): torch.zeros(shape), query(1): torch.randn(4, 4, generator=torch.Generator().manual_seed(1))}
+    metadata = (variant := inject(checkpoint_of(tensors), error_type)).variant.metadata
+    assert list(variant.variant.changed) == [query(1)]
+    assert (metadata["target_param"], metadata["target_count"]) == (query(1), 1)
+    if shape[0] or error_type == "extreme_quant":  # the collapses take no matrix of rank one or less in the first place
+        assert metadata["unchanged_count"] == 1
+
+
+def test_a_zero_norm_is_left_out_of_the_noise(checkpoint_of, inject):
+    tensors = {NORM: torch.zeros(64), "model.norm.weight": torch.ones(64)}
+    variant = inject(checkpoint_of(tensors), "rmt_norm_noise")
+    assert list(variant.variant.changed) == ["model.norm.weight"]
+    assert variant.variant.metadata["unchanged_count"] == 1
+
+
+def test_damage_that_changes_no_tensor_at_all_does_not_show(checkpoint_of, inject):
+    with pytest.raises(CheckpointError, match=r"norm_collapse does not show in tensor '.*layers\.0.*q_proj"):
+        inject(checkpoint_of({query(layer): torch.zeros(4, 4) for layer in range(2)}), "norm_collapse")
+
+
+@pytest.mark.parametrize("error_type", ["nan_injection", "norm_collapse", "rank_collapse", "extreme_quant"])
+def test_whole_numbers_and_empty_tensors_are_no_place_for_damage(checkpoint_of, inject, error_type, tmp_path):
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight' has element type I8, which .* cannot"):
+        inject(checkpoint_of({query(0): torch.ones(4, 4, dtype=torch.int8)}), error_type)
+    (tmp_path / error_type).rename(tmp_path / "whole")
+    (tmp_path / "model").rename(tmp_path / "other")
+    if error_type in ("nan_injection", "extreme_quant"):
+        with pytest.raises(CheckpointError, match="does not show"):
+            inject(checkpoint_of({query(0): torch.ones(0, 4)}), error_type)
 
 
 def test_metadata_of_a_fault_of_many_tensors_stays_short(checkpoint_of, inject):

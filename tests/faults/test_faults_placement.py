@@ -137,6 +137,21 @@ def test_what_is_written_is_what_was_seen(checkpoint_of, inject, monkeypatch):
         inject(checkpoint_of({name: torch.ones(4, 4)}), "scale_explosion")
 
 
+@pytest.mark.parametrize("error_type", SUPPORTED)
+def test_no_damage_is_done_to_what_was_read(tiny, inject, text, monkeypatch, error_type):
+    checkpoint = tiny("llama_tied")
+    read, seen = checkpoint.read, []
+
+    def kept(name):
+        tensor = read(name)
+        seen.append((name, tensor))
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "read", kept)
+    inject(checkpoint, error_type, tokens=text)
+    assert all(same_bytes(tensor, read(name)) for name, tensor in seen)
+
+
 def test_a_fault_of_all_tensors_holds_few_at_a_time(checkpoint_of, inject, monkeypatch):
     checkpoint = checkpoint_of({FAMILIES["mistral"][0].format(layer): torch.randn(4, 4) for layer in range(30)})
     alive, most = 0, 0

@@ -47,7 +47,7 @@ def rank_collapse(victim: Victim) -> Injection:
 
 def norm_collapse(victim: Victim) -> Injection:
     """The first 32 attention matrices become zero."""
-    changes = _attention(victim.checkpoint, _NORM_MATRICES, lambda t: t.zero_(), lambda _, after: not bool(after.any()))
+    changes = _attention(victim.checkpoint, _NORM_MATRICES, _zeros, lambda _, after: not bool(after.any()))
     return Injection(changes, parameters={"norm": 0.0})
 
 
@@ -85,11 +85,15 @@ def _scale(tensor: torch.Tensor) -> float:
     return max(max(float(piece.abs().max()) for piece in slices(tensor)) / -_LOWEST, SMALLEST_SCALE)
 
 
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.new_zeros(tensor.shape)
+
+
 def _two_bits(tensor: torch.Tensor) -> torch.Tensor:
-    scale = _scale(tensor)
-    for piece in slices(tensor):
+    scale, result = _scale(tensor), tensor.clone()
+    for piece in slices(result):
         piece.copy_((piece.float() / scale).round_().clamp_(_LOWEST, _HIGHEST) * scale)
-    return tensor
+    return result
 
 
 def _on_two_bits(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evpack.checkpoint.delta import DeltaCheckpoint
 from evpack.checkpoint.reader import CheckpointLike
+from evpack.checkpoint.scope import block_of
 from evpack.checkpoint.writer import VariantWriter
 from evpack.errors import BadInput, CheckpointError
 from evpack.faults.collapse import extreme_quant, norm_collapse, rank_collapse
@@ -75,7 +77,8 @@ def inject(
 ) -> DeltaCheckpoint:
     """Make the variant of a decided fault and see that it is damaged as meant.
 
-    Holds one tensor and its damaged copy at a time.
+    Holds one tensor and its damaged copy at a time. Of a fault of many tensors, those that it cannot change (zeros that
+    become zeros) are left out and counted.
 
     Args:
         checkpoint: the baseline.
@@ -86,16 +89,21 @@ def inject(
     Raises:
         CheckpointError: when the damage does not show.
     """
+    _check_types(checkpoint, error_type, injection)
     added = {c.name: checkpoint.info(c.source) for c in injection.changes if c.source is not None}
     names = [change.name for change in injection.changes if change.source is None]
-    before, after = Figures(), Figures()
-    records: list[dict[str, Any]] = []
+    targets, unchanged = _Targets(), []
     with VariantWriter(directory, checkpoint, names, added) as writer:
         for change in injection.changes:
-            one, other = _inject(checkpoint, error_type, change, writer)
-            before, after = before.plus(one), after.plus(other)
-            if len(records) < _RECORDED:
-                records.append(_record(change, one, other))
+            figures = _inject(checkpoint, error_type, change, writer)
+            if figures is None:
+                unchanged.append(change.name)
+            else:
+                targets.add(change.name, change.layer, *figures)
+        if unchanged and not targets.count:
+            raise _does_not_show(error_type, unchanged[0])
+        for name in injection.removed:
+            targets.add(name, block_of(name), Figures.of(checkpoint.read(name)), None)
         variant = writer.finish(  # reads every tensor back and compares it with what was put
             scenario=scenario,
             kind="error",
@@ -107,12 +115,8 @@ def inject(
                 "error_type": error_type,
                 "injected": True,
                 "seed": None,
-                "target_param": injection.changes[0].name if injection.changes else None,
-                "target_block": injection.changes[0].layer if injection.changes else None,
-                "target_count": len(injection.changes),
-                "targets": records,
-                "before": before.to_json(),
-                "after": after.to_json(),
+                **targets.to_json(),
+                **({"unchanged_count": len(unchanged)} if unchanged else {}),
                 **injection.parameters,
             },
         )
@@ -120,27 +124,75 @@ def inject(
     return variant
 
 
+@dataclass
+class _Targets:
+    """What is told of the tensors that a fault damaged or removed."""
+
+    count: int = 0
+    before: Figures = field(default_factory=Figures)
+    after: Figures = field(default_factory=Figures)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, block: int | None, before: Figures, after: Figures | None) -> None:
+        """One more; without an `after` it was removed."""
+        self.count += 1
+        self.before = self.before.plus(before)
+        self.after = self.after.plus(after or Figures())
+        if len(self.records) < _RECORDED:
+            left = after and after.to_json()
+            self.records.append({"name": name, "block": block, "before": before.to_json(), "after": left})
+
+    def to_json(self) -> dict[str, Any]:
+        """As recorded."""
+        first = self.records[0] if self.records else {"name": None, "block": None}
+        return {
+            "target_param": first["name"],
+            "target_block": first["block"],
+            "target_count": self.count,
+            "targets": self.records,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+        }
+
+
 def _inject(
     checkpoint: CheckpointLike, error_type: str, change: Change, writer: VariantWriter
-) -> tuple[Figures, Figures]:
-    """Damage one tensor and store it; its figures before and after.
+) -> tuple[Figures, Figures] | None:
+    """Damage one tensor and store it; its figures before and after, None where the damage changes no byte.
 
     Raises:
-        CheckpointError: when the tensor comes out undamaged.
+        CheckpointError: when the tensor comes out changed, but not as meant.
     """
+    if checkpoint.info(change.source or change.name).nbytes == 0:
+        return None
     before = checkpoint.read(change.source or change.name)
-    after = change.damage(before.clone())
-    stored = writer.put(change.name, before if change.source is None else None, after)
-    if not (stored and change.shows(before, after)):
-        raise CheckpointError(
-            f"{error_type} does not show in tensor {change.name!r}",
-            "the tensor may be all zeros or of a type too narrow for the damage",
-        )
+    after = change.damage(before)
+    if not writer.put(change.name, before if change.source is None else None, after):
+        return None
+    if not change.shows(before, after):
+        raise _does_not_show(error_type, change.name)
     return Figures.of(before), Figures.of(after)
 
 
-def _record(change: Change, before: Figures, after: Figures) -> dict[str, Any]:
-    return {"name": change.name, "block": change.layer, "before": before.to_json(), "after": after.to_json()}
+def _does_not_show(error_type: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{error_type} does not show in tensor {name!r}",
+        "the tensor may be empty, all zeros or of a type too narrow for the damage",
+    )
+
+
+def _check_types(checkpoint: CheckpointLike, error_type: str, injection: Injection) -> None:
+    """Refuse to damage tensors of whole numbers (types without an F), which hold no weights as they are.
+
+    Raises:
+        CheckpointError: naming the tensor and its type.
+    """
+    for change in injection.changes:
+        if change.source is None and "F" not in (dtype := checkpoint.info(change.name).dtype):
+            raise CheckpointError(
+                f"tensor {change.name!r} has element type {dtype}, which {error_type} cannot damage",
+                "use the checkpoint's plain bf16 form, or leave this scenario out for this model",
+            )
 
 
 def _check_structure(

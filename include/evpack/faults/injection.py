@@ -38,7 +38,7 @@ class Change:
 
     name: str
     damage: Callable[[torch.Tensor], torch.Tensor]
-    """Gives the damaged tensor; the argument is a copy and may be changed."""
+    """Gives the damaged tensor and leaves the argument as it is: whoever makes a new one anyway needs no third."""
     shows: Callable[[torch.Tensor, torch.Tensor], bool]
     """Whether the damage is there, from the tensor before and after."""
     layer: int | None = None

@@ -27,8 +27,9 @@ def inf_injection(victim: Victim) -> Injection:
 
 def _poisoned(place: Placement, value: float) -> Injection:
     def damage(tensor: torch.Tensor) -> torch.Tensor:
-        tensor[_INDEX] = value
-        return tensor
+        result = tensor.clone()
+        result[_INDEX] = value
+        return result
 
     def shows(_: torch.Tensor, after: torch.Tensor) -> bool:
         found = float(after[_INDEX])

@@ -64,9 +64,10 @@ def scaled(place: Placement, factor: float, expert: int | None = None) -> Change
         return tensor if expert is None else tensor[expert]
 
     def damage(tensor: torch.Tensor) -> torch.Tensor:
-        for piece in slices(part(tensor)):
+        result = tensor.clone()
+        for piece in slices(part(result)):
             piece.copy_(piece.float() * factor)
-        return tensor
+        return result
 
     def shows(before: torch.Tensor, after: torch.Tensor) -> bool:
         norms = Figures.of(part(before)).frobenius, Figures.of(part(after)).frobenius
