@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,11 @@ def parse_yaml(text: str | bytes, name: str) -> Json:
     return _parse(text, name, refuse)
 
 
-def read_yaml(path: Path, reach: Reach) -> Json:
+def read_yaml(path: Path, reach: Reach, what: str = "configuration") -> Json:
     """A file with all its includes in place; a path in `!include` is relative to the file in which it stands.
+
+    Args:
+        what: the file is, for errors.
 
     Raises:
         MissingFile: the file or an included one is not there.
@@ -72,19 +76,21 @@ def read_yaml(path: Path, reach: Reach) -> Json:
                 )
             return load(found, (*chain, file))
 
-        return _parse(_bytes(file), str(file), include)
+        return _parse(_bytes(file, what), str(file), include)
 
     return load(path.resolve(), ())
 
 
-def _bytes(file: Path) -> bytes:
+def _bytes(file: Path, what: str) -> bytes:
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise BadInput(f"{what} {file} cannot be read (no regular file)", "mend the path")
         with file.open("rb") as handle:
             return handle.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise MissingFile(f"configuration {file} does not exist", "mend the path") from error
+        raise MissingFile(f"{what} {file} does not exist", "mend the path") from error
     except OSError as error:
-        raise BadInput(f"configuration {file} cannot be read ({error.strerror})", "mend the path") from error
+        raise BadInput(f"{what} {file} cannot be read ({error.strerror})", "mend the path") from error
 
 
 def _parse(text: str | bytes, name: str, include: Callable[[str], Json]) -> Json:
@@ -126,4 +132,13 @@ class _Loader(yaml.SafeLoader):
         return self._include(str(self.construct_scalar(node)))  # type: ignore[arg-type]  # refuses other kinds
 
 
+_PLAIN = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
+_Loader.yaml_constructors = {
+    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _PLAIN
+}
 _Loader.add_constructor("!include", _Loader.construct_include)
+_Loader.add_implicit_resolver(  # YAML 1.1 wants a dot and a sign in 1.0e-2; everybody else reads 1e-2 as a number too
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)

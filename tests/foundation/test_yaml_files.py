@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,8 @@ def test_circles_floods_and_missing_files_are_refused(tmp_path: Path) -> None:
         ("!!python/object:os.system {}", "not plain YAML"),
         ("a: [", "not plain YAML"),
         ("a: 2026-13-45", "not plain YAML"),
+        ("a: 2026-11-23", "not plain YAML"),  # a date is no text and no number
+        ("a: !!set {x}", "not plain YAML"),
         ("[" * 5000, "(nested too deeply|not plain YAML)"),
         ("a" * (1 << 20) + "b", "more than"),
         (b"\xff\xfe\x00", "not plain YAML"),
@@ -70,6 +73,18 @@ def test_circles_floods_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_plain_yaml_is_refused(text: str | bytes, message: str) -> None:
     with pytest.raises(BadInput, match=f"doc.*{message}"):
         parse_yaml(text, "doc")
+
+
+def test_numbers_are_read_as_elsewhere() -> None:
+    assert parse_yaml("[1e-2, 1.5E3, -1e+1, .5e1, 1.e2, 0x1e2, 1e, e2]", "doc") == [
+        *(0.01, 1500.0, -10.0, 5.0, 100.0, 482, "1e", "e2")
+    ]
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(BadInput, match=r"pipe\.yaml cannot be read \(no regular file\)"):
+        read_yaml(tmp_path / "pipe.yaml", Reach(tmp_path))
 
 
 def test_an_empty_document_is_null() -> None:
