@@ -38,11 +38,24 @@ def test_the_file_stands_above_the_profile_and_both_above_their_defaults(tmp_pat
     file = write(tmp_path / "own.yaml", "primary_metric: {drift_band: {max: 1.4}}")
     chosen = settings(config_root=str(tmp_path), config_file=str(file))
     overrides = policy_overrides(chosen)
-    assert overrides == {"acceptance_range": {"min": 0.9, "max": 1.2}, "drift_band": {"max": 1.4}}
+    assert overrides == {"acceptance_range": {"min": 0.9, "max": 1.2}, "drift_band": {"min": 0.8, "max": 1.4}}
     policy = resolve_policy("balanced", "small", overrides)
     assert policy.acceptance == (0.9, 1.2)
     assert policy.drift_band[1] == 1.4
     assert policy.thresholds["primary_metric.drift_band.max"].origin == "override: configuration"
+
+
+def test_either_end_of_a_range_is_a_limit_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "runtime/profiles/small.yaml", "primary_metric: {acceptance_range: {max: 1.02}}")
+    file = write(tmp_path / "own.yaml", "primary_metric: {acceptance_range: {min: 0.90}}")
+    overrides = policy_overrides(settings(config_root=str(tmp_path), config_file=str(file)))
+    assert resolve_policy("balanced", "small", overrides).acceptance == (0.90, 1.02)
+
+
+def test_what_is_left_empty_sets_nothing(tmp_path: Path) -> None:
+    for text in ("", "guards:", "primary_metric:", "defaults:\nguards: {rmt: {epsilon: 1e-2}}"):
+        overrides = policy_overrides(settings(config_file=str(write(tmp_path / "own.yaml", text))))
+        assert overrides == ({"guards.rmt.epsilon": 0.01} if "rmt" in text else {})
 
 
 def test_limits_of_guards_are_merged_one_by_one(tmp_path: Path) -> None:
@@ -69,9 +82,9 @@ def test_variables_name_the_files(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="leaves the configuration's directory"):
         policy_overrides(resolve({}, {}, environ, {}))
     outside = environ | {"INVARLOCK_ALLOW_CONFIG_INCLUDE_OUTSIDE": "1"}
-    assert policy_overrides(resolve({}, {}, outside, {})) == {"drift_band": [0.8, 1.3]}
+    assert policy_overrides(resolve({}, {}, outside, {})) == {"drift_band": {"min": 0.8, "max": 1.3}}
     below = environ | {"INVARLOCK_CONFIG_ROOT": str(tmp_path)}
-    assert policy_overrides(resolve({}, {}, below, {})) == {"drift_band": [0.8, 1.3]}
+    assert policy_overrides(resolve({}, {}, below, {})) == {"drift_band": {"min": 0.8, "max": 1.3}}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +99,7 @@ def test_variables_name_the_files(tmp_path: Path) -> None:
         ("primary_metric: {ratio_limit: 2}", "'ratio_limit' cannot be configured here"),
         ("primary_metric: 2", "primary_metric is 2, not a mapping"),
         ("defaults: {dataset: {}}", "defaults: 'dataset' cannot"),
-        ("", "is None, not a mapping"),
+        ("- 1", r"is \[1\], not a mapping"),
         ("[", "not plain YAML"),
     ],
 )
