@@ -108,7 +108,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
         "model_revisions.json": pins_document({source.id: source.pin for source in sources}, settings.suite, now),
         "policy.json": policy.to_json(),
     }
-    if presets := reused_presets([model.name for model in models], settings):
+    if presets := reused_presets([model.name for model in models], settings, policy):
         documents["reused_presets.json"] = presets
     check_budget(plan, settings)
     space = tuple(
