@@ -64,6 +64,25 @@ def test_a_directory_of_parquet_files_is_read_and_its_rows_are_kept(tmp_path: Pa
     assert list(source_from(more, home).texts()) == ["changed"]
 
 
+def test_two_datasets_never_share_kept_rows(tmp_path: Path, home: Home) -> None:
+    one, other = parquet(tmp_path / "a_b", ["one"]), parquet(tmp_path / "a" / "b", ["other"])
+    names = (str(one), str(other), str(one)[1:])
+    found = {HubText.named(settings(hf_dataset_name=name, hf_config_name=""), home).file for name in names}
+    assert len(found) == 3
+    for name, row in ((one, "one"), (other, "other")):
+        chosen = settings(hf_dataset_name=str(name), hf_config_name="default")
+        assert list(source_from(chosen, home).texts()) == [row]
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, home: Home) -> None:
+    chosen = settings(hf_dataset_name=str(parquet(tmp_path / "words", ["x"])), hf_config_name="default")
+    text = HubText.named(chosen, home)
+    object.__setattr__(text, "_streamed", lambda: iter([{"text": "fine"}, {"text": "a\udc00"}]))
+    with pytest.raises(BadInput, match=r"words.*row 1: character 1 is '\\udc00'"):
+        text.fetch(network=False)
+    assert not text.file.exists()
+
+
 def test_without_network_a_prepared_dataset_of_the_cache_serves(tmp_path: Path, home: Home) -> None:
     cache = prepared(tmp_path, "acme/words", "en", [f"row {i}" for i in range(30)])
     chosen = settings(hf_dataset_name="acme/words", hf_cache_dir=str(cache), hf_max_samples=4)

@@ -67,6 +67,8 @@ def test_unusable_text_names_the_file(tmp_path: Path, content: bytes, message: s
         ("{", "line 2 is not JSON"),
         ("[1]", "line 2 has no text field 'text'"),
         ('{"body": 1}', r"its keys are \['body'"),
+        ('{"text": "a\\ud800b"}', r"line 2: character 1 is '\\ud800', half of a surrogate pair"),
+        ('{"text": "a", "n": ' + "7" * 5000 + "}", "line 2 is not JSON"),
     ],
 )
 def test_unusable_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -117,4 +119,22 @@ def test_preflight_counts_with_the_models_own_tokenizer(tmp_path: Path) -> None:
     check_source(settings(text_path=str(file)), [tmp_path])
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadInput, match="is not a tokenizer"):
+        check_source(settings(text_path=str(file)), [tmp_path])
+
+
+def test_what_a_tokenizer_file_says_of_other_inputs_does_not_count(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.enable_truncation(10)
+    words.save(str(tmp_path / "tokenizer.json"))
+    file = tmp_path / "a.txt"
+    file.write_text("a " * 32)
+    check_source(settings(text_path=str(file)), [tmp_path])
+    words.no_truncation()
+    words.enable_padding(length=40)
+    words.save(str(tmp_path / "tokenizer.json"))
+    file.write_text("a " * 31)
+    with pytest.raises(BadInput, match="3 windows"):
         check_source(settings(text_path=str(file)), [tmp_path])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evpack.errors import BadInput, DataError, MissingFile, Transient
-from evpack.files import AlreadyPublished, write_atomic
+from evpack.files import AlreadyPublished, digest_json, write_atomic
 from evpack.home import Home, safe_name
 from evpack.settings import Settings
 
@@ -58,8 +58,9 @@ class HubText:
         split = "validation" if wiki else settings.hf_split
         field = "text" if wiki else settings.hf_text_field
         rows = None if wiki else settings.hf_max_samples
-        parts = (*(part for part in (names[0], config, split, field) if part), *([str(rows)] if rows else []))
-        file = home.texts / (safe_name("--".join(parts)) + ".jsonl")
+        parts = [names[0], config, split, field, "" if rows is None else str(rows)]
+        readable = safe_name("--".join(filter(None, parts)))  # two datasets may look alike: the digest tells them apart
+        file = home.texts / f"{readable}-{digest_json(parts)[:8]}.jsonl"
         where = Path(cache) if cache else default
         return cls(settings.dataset, names, config, split, field, rows, wiki, where, file)
 
@@ -167,7 +168,7 @@ class HubText:
                     f"dataset {self}, row {number}: field {self.field!r} is a {kind}, not text",
                     "set INVARLOCK_HF_TEXT_FIELD",
                 )
-            yield text
+            yield encodable(text, f"dataset {self}, row {number}")
 
     def _need_field(self, columns: Iterable[str]) -> None:
         known = sorted(columns)
@@ -175,6 +176,22 @@ class HubText:
             raise BadInput(
                 f"dataset {self} has no field {self.field!r}; its fields are {known}", "set INVARLOCK_HF_TEXT_FIELD"
             )
+
+
+def encodable(text: str, where: str) -> str:
+    """The text, when a tokenizer can take it.
+
+    Raises:
+        BadInput: naming the place, for half of a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{where}: character {error.start} is {text[error.start]!r}, half of a surrogate pair",
+            "mend the encoding of the text",
+        ) from error
+    return text
 
 
 def _is_prose(text: str) -> bool:

@@ -49,6 +49,8 @@ def _count_tokens(tokenizer_file: Path, texts: Iterable[str], enough: int) -> in
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise BadInput(f"{tokenizer_file} is not a tokenizer: {error}", "mend the checkpoint directory") from error
+    tokenizer.no_truncation()  # what the file says of inputs for training or search is no property of the text
+    tokenizer.no_padding()
     count = 0
     for text in texts:
         count += len(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)

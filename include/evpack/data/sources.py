@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evpack.data.hub_text import FIELD, HubText
+from evpack.data.hub_text import FIELD, HubText, encodable
 from evpack.errors import BadInput, MissingFile
 from evpack.home import Home
 from evpack.settings import Settings
@@ -152,13 +152,12 @@ def _json_lines(source: TextSource) -> Iterator[str]:
 def _field_of(line: str, field: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
         raise BadInput(f"{where} is not JSON: {error}", "give one JSON object per line") from error
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         known = f"; its keys are {sorted(row)}" if isinstance(row, dict) else ""
         raise BadInput(f"{where} has no text field {field!r}{known}", "set local_jsonl_text_field")
-    text: str = row[field]
-    return text
+    return encodable(row[field], where)
 
 
 def readable_bytes(source: TextSource) -> int:
