@@ -192,3 +192,17 @@ def test_repeated_windows_count_once() -> None:
     assert windows.tokens.tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match="1 windows"):
         make_windows([[1, 2, 3, 4] * 9], demand, provider="text", tokenizer_digest="t")
+
+
+def test_of_a_long_text_windows_are_left_out_evenly_and_counted(tmp_path: Path) -> None:
+    demand = WindowDemand(2, 2, 3, 4, 4)
+    thinned = make_windows([range(400)], demand, provider="text", tokenizer_digest="t", most=40)
+    rows = (thinned.tokens[:, 0] // 4).tolist()
+    assert len(rows) == 40 and (rows[0], rows[-1]) == (0, 97)
+    assert {b - a for a, b in pairwise(rows)} == {2, 3}
+    assert thinned.text_tokens == 160
+    thinned.save(tmp_path)
+    again = WindowSet.load(tmp_path)
+    assert again.document() == thinned.document() and again.document()["n_left_out"] == again.left_out == 60
+    whole = make_windows([range(160)], demand, provider="text", tokenizer_digest="t", most=40)
+    assert whole.runs == thinned.runs and "n_left_out" not in whole.document()

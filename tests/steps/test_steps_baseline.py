@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import random
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from evpack.catalog.policy import Policy
 from evpack.checkpoint.convert import RECORD
 from evpack.checkpoint.pickle_worker import convert
 from evpack.checkpoint.profile import ModelProfile, read_profile
 from evpack.data.preflight import check_source
+from evpack.data.windows import WindowSet
 from evpack.errors import BadInput, StepExit
+from evpack.evaluation.assess import least_of_text
 from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
@@ -157,13 +161,46 @@ def test_weights_of_another_size_than_planned_block_the_model(desk: Desk, hub: H
     assert not run.model("org__tiny").baseline.exists()
 
 
-def test_a_text_of_which_a_run_is_too_small_a_part_is_refused(desk: Desk, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [8, 3])
+def test_of_a_long_text_as_much_is_kept_as_leaves_a_run_its_share(
+    desk: Desk, source: Path, tmp_path: Path, stride: int
+) -> None:
     draw = random.Random(0)  # noqa: S311
     (tmp_path / "long.txt").write_text(" ".join(f"w{draw.randrange(WORDS)}" for _ in range(9_000)))
-    run = desk.plan(str(source), text_path=str(tmp_path / "long.txt"))
-    said = desk.set_up(run, StepExit.PERMANENT)
-    assert "of which a run must predict 90; it predicts 56" in said
-    assert not run.model("tiny").windows.exists()
+    run = desk.plan(str(source), text_path=str(tmp_path / "long.txt"), stride=stride)
+    windows = WindowSet.load(run.model(desk.set_up(run)).windows)
+    policy = Policy.parse(run.policy.read_bytes())
+    used = 8 * windows.predicted
+    assert least_of_text(windows.text_tokens, policy) <= used < least_of_text(windows.text_tokens + stride, policy)
+    assert windows.left_out == len(range(0, 9_000 - 7, stride)) - len(windows.tokens) > 0
+
+
+def test_what_the_model_has_no_rows_for_is_refused_before_any_compute(desk: Desk, source: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def model(name: str, **sizes: int) -> Path:
+        config = GPT2Config(n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0, **sizes)
+        GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(tmp_path / name)
+        for file in source.glob("tokenizer*"):
+            shutil.copy(file, tmp_path / name)
+        return tmp_path / name
+
+    short = desk.plan(str(model("short", vocab_size=WORDS + 1, n_positions=4)), "one")
+    assert "windows have 8 tokens, the model has 4 positions" in desk.set_up(short, StepExit.PERMANENT)
+    few = desk.plan(str(model("few", vocab_size=9, n_positions=8)), "two")
+    assert "token 40, the model's embedding has 9 rows" in desk.set_up(few, StepExit.PERMANENT)
+    assert not few.model("few").windows.exists()
+    right = desk.plan(str(model("right", vocab_size=WORDS + 1, n_positions=8)), "three")
+    desk.set_up(right)
+
+
+def test_a_rotary_model_may_be_scored_beyond_the_length_it_names(desk: Desk, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "long")
+    config = json.loads((source / "config.json").read_text()) | {"max_position_embeddings": 4}
+    (tmp_path / "long" / "config.json").write_text(json.dumps(config))
+    run = desk.plan(str(tmp_path / "long"))
+    assert all(map(math.isfinite, losses(run, desk.set_up(run))))
 
 
 # --- storage ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ FAILURES: dict[str, BaseException] = {
     "readonly": OSError(errno.EROFS, "ro"),
     "blocked": errors.Blocked("x"),
     "type": TypeError("x"),
+    "row": IndexError("index out of range in self"),
     "missing": FileNotFoundError("x"),
     "value": ValueError("x"),
 }
@@ -146,6 +147,7 @@ def test_a_step_without_its_needs_is_blocked(run: RunDir) -> None:
         ("readonly", StepExit.DISK),
         ("blocked", StepExit.BLOCKED),
         ("type", StepExit.PERMANENT),
+        ("row", StepExit.PERMANENT),
         ("missing", StepExit.PERMANENT),
         ("value", StepExit.TRANSIENT),
     ],

@@ -126,6 +126,30 @@ def _on_paper(model_class: Any, config: Any) -> Any:
         return model_class(config)
 
 
+def input_limits(checkpoint: CheckpointLike) -> tuple[int, int | None]:
+    """Rows of the model's token embedding, and how many positions it knows.
+
+    None for positions that are computed (rotary ones, say): such a model may be scored beyond the length it was
+    trained on. Where positions are looked up, none beyond the table's end can be.
+
+    Raises:
+        CheckpointError: for an architecture that transformers does not know.
+    """
+    import torch
+
+    model_class, config = _architecture(checkpoint)
+    model = _on_paper(model_class, config)
+    embedding = model.get_input_embeddings()
+    tokens = int(embedding.weight.shape[0])
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return tokens, None
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not embedding]
+    tables += [len(buffer) for buffer in model.buffers() if buffer.dim() == 2]
+    looked_up = any(rows - positions in (0, 2) for rows in tables)  # families after BART keep two rows for padding
+    return tokens, positions if looked_up else None
+
+
 def _report(checkpoint: CheckpointLike, info: dict[str, Any]) -> LoadingReport:
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(f"{name}: stored {list(a)}, model {list(b)}" for name, a, b in info["mismatched_keys"])

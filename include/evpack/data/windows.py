@@ -1,7 +1,9 @@
 """Windows of token ids: chunking, the schedule of all runs, and their files on disk.
 
-``windows/tokens.safetensors`` holds one int32 tensor ``tokens`` of shape [n, seq_len]: every full window of the text,
-in text order; a window's id is its row. ``windows/schedule.json`` says which rows each run uses.
+``windows/tokens.safetensors`` holds one int32 tensor ``tokens`` of shape [n, seq_len]: the full windows of the text,
+in text order; a window's id is its row. ``windows/schedule.json`` says which rows each run uses. A policy asks that a
+run predict a share of the text: of a text that is too long for that, windows are left out evenly before any is drawn,
+and ``n_left_out`` says how many.
 
 Windows advance by ``stride`` tokens. With a stride below seq_len a window begins with tokens of the one before: they
 are context, and only its last ``stride`` tokens are predicted, so that no token of the text is scored twice.
@@ -57,6 +59,11 @@ class WindowDemand:
     def windows(self) -> int:
         """Windows of all runs."""
         return self.runs * self.per_run
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that a window predicts."""
+        return predicted_tokens(self.seq_len, self.stride)
 
     @property
     def tokens(self) -> int:
@@ -204,6 +211,8 @@ class WindowSet:
     stride: int
     """Tokens from one window's beginning to the next one's."""
     seed: int = BASE_SEED
+    left_out: int = 0
+    """Windows of the text that are not among them, spread evenly over it."""
 
     @property
     def seq_len(self) -> int:
@@ -217,7 +226,7 @@ class WindowSet:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of the text that all windows cover, but for the context of the first."""
+        """Tokens that all windows cover, but for the context of the first."""
         return len(self.tokens) * self.stride
 
     def run(self, number: int) -> RunWindows:
@@ -250,6 +259,7 @@ class WindowSet:
             "stride": self.stride,
             "seed": self.seed,
             "n_available": len(self.tokens),
+            **({"n_left_out": self.left_out} if self.left_out else {}),
             "tokens_sha256": window_digest(self.tokens),
             "runs": [
                 {"run": r.run, "seed": r.seed, "preview": list(r.preview), "final": list(r.final)}
@@ -283,7 +293,7 @@ class WindowSet:
             tokens = load_file(directory / "tokens.safetensors")["tokens"]
             runs = tuple(_run_of(entry) for entry in document["runs"])
             about = (document["provider"], document["tokenizer_digest"], document["stride"], document["seed"])
-            windows = cls(tokens, runs, *about)
+            windows = cls(tokens, runs, *about, document.get("n_left_out", 0))
         except (OSError, SafetensorError, EvidenceError, KeyError, TypeError) as error:
             raise DataError(f"windows in {directory} cannot be read: {error}", "redo setup_baseline") from error
         if tokens.dtype != np.int32 or tokens.ndim != 2 or windows.document() != document:
@@ -306,18 +316,23 @@ def make_windows(
     provider: str,
     tokenizer_digest: str,
     decode: Callable[[Tokens], Sequence[str]] | None = None,
+    most: int | None = None,
 ) -> WindowSet:
     """Chunk token ids, drop repeated windows and schedule the runs.
 
     Args:
+        most: windows that are kept, spread evenly over the text; None for all.
         decode: the text of each window, by which its difficulty is judged; without it, arms alternate along the text.
 
     Raises:
         DataError: when the text is too short.
     """
-    tokens = _first_of_each(chunk(documents, demand.seq_len, demand.stride))
+    found = _first_of_each(chunk(documents, demand.seq_len, demand.stride))
+    kept = min(len(found), len(found) if most is None else most)
+    tokens = found[np.arange(kept) * len(found) // max(kept, 1)]
     if len(tokens) < demand.windows:
-        raise too_short(len(tokens), demand, f"full windows, {demand.stride} tokens apart")
+        left_out = f", {len(found) - kept} more left out to leave a run its share of the text" * (kept < len(found))
+        raise too_short(len(tokens), demand, f"full windows, {demand.stride} tokens apart{left_out}")
     hardness = difficulty.difficulties(decode(tokens)) if decode else None
     runs = schedule_runs(len(tokens), demand, hardness=hardness)
-    return WindowSet(tokens, runs, provider, tokenizer_digest, demand.stride)
+    return WindowSet(tokens, runs, provider, tokenizer_digest, demand.stride, left_out=len(found) - kept)

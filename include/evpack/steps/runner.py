@@ -49,7 +49,15 @@ STEP_FUNCTIONS: Mapping[StepType, str] = {
 ALWAYS_RUN = frozenset(CLOSING)
 """Steps that look at everything on disk: cheap, idempotent by themselves, never skipped because of a marker."""
 
-_PERMANENT = (TypeError, AssertionError, ImportError, SyntaxError, FileNotFoundError, NotImplementedError)
+_PERMANENT = (
+    TypeError,
+    LookupError,
+    AssertionError,
+    ImportError,
+    SyntaxError,
+    FileNotFoundError,
+    NotImplementedError,
+)
 """Python errors that a second try cannot cure (scheduling spec, section 7)."""
 
 HANG_S = 60

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from evpack.catalog.policy import Policy
 from evpack.checkpoint.convert import converted
+from evpack.checkpoint.loading import input_limits
 from evpack.checkpoint.profile import build_profile, write_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.storage import bring_in
@@ -32,7 +34,7 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
     Raises:
         BadInput: when the source or the text is not there or not usable.
         CheckpointError: when the checkpoint is damaged or not finite.
-        DataError: when the text is too short, or a run too small a part of it.
+        DataError: when the text is too short, or the model cannot be given its windows.
     """
     model, place = model_of(ctx)
     for path in (place.baseline, place.windows, place.profile):
@@ -43,7 +45,7 @@ def setup_baseline(ctx: StepContext) -> list[Path]:
     mode, suffixes = ctx.settings.baseline_storage_mode, plain_suffixes(ctx.settings)
     bring_in(source, weights, place.baseline, mode, suffixes=suffixes, label=str(ctx.attempt))
     checkpoint = Checkpoint(place.baseline)
-    _cut_windows(ctx, place)
+    _cut_windows(ctx, place, checkpoint)
     require_finite(checkpoint)
     profile = build_profile(checkpoint, model_id=model.id, revision=model.source.revision)
     write_profile(place.profile, profile)
@@ -82,34 +84,50 @@ def _check_size(ctx: StepContext, model: ModelPlan, snapshot: Path) -> None:
         )
 
 
-def _cut_windows(ctx: StepContext, place: ModelDir) -> None:
+def _cut_windows(ctx: StepContext, place: ModelDir, checkpoint: Checkpoint) -> None:
     """Tokenise the text once; later steps read windows, never a text."""
     tokenizer = load_tokenizer(place.baseline, code=ctx.settings.allow_remote_code)
-    source = source_from(ctx.settings, ctx.home)
+    source, demand = source_from(ctx.settings, ctx.home), WindowDemand.from_settings(ctx.settings)
     windows = make_windows(
         token_ids(tokenizer, source.texts()),
-        WindowDemand.from_settings(ctx.settings),
+        demand,
         provider=source.provider,
         tokenizer_digest=tokenizer_digest(tokenizer),
         decode=lambda tokens: texts_of(tokenizer, tokens),
+        most=_most_windows(demand, Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy))),
     )
-    _require_share(windows, Policy.parse(ctx.run.policy.read_bytes(), str(ctx.run.policy)))
+    _require_room(windows, checkpoint)
     with publishing(place.windows, str(ctx.attempt)) as part:
         windows.save(part)
-    shape = (len(windows.tokens), windows.seq_len, windows.stride, len(windows.runs))
-    log.info("%d windows of %d tokens, %d apart, %d runs", *shape)
+    shape = (len(windows.tokens), windows.seq_len, windows.stride, windows.left_out, len(windows.runs))
+    log.info("%d windows of %d tokens, %d apart, %d left out, %d runs", *shape)
 
 
-def _require_share(windows: WindowSet, policy: Policy) -> None:
-    """Refuse a text of which a run is too small a part: no report could be accepted.
+def _most_windows(demand: WindowDemand, policy: Policy) -> int | None:
+    """Windows of a text of which a run still predicts the share that the policy asks for; None where it asks for none.
+
+    No report could be accepted on more of them.
+    """
+    used, share = demand.per_run * demand.predicted, policy.number("metrics.pm_ratio.min_token_fraction")
+    most = math.ceil(used / (share * demand.stride)) if share else None
+    while most and least_of_text(most * demand.stride, policy) > used:  # the share is a float
+        most -= 1
+    return most
+
+
+def _require_room(windows: WindowSet, checkpoint: Checkpoint) -> None:
+    """Refuse windows that the model cannot be given: an accelerator would break on a row that is not there.
 
     Raises:
-        DataError: how many tokens the text has and how many a run would have to use.
+        DataError: naming token or length, and the model's limit.
     """
-    used = len(windows.runs[0].in_order()) * windows.predicted
-    available = windows.text_tokens
-    if used < (needed := least_of_text(available, policy)):
+    rows, positions = input_limits(checkpoint)
+    if (largest := int(windows.tokens.max())) >= rows:
         raise DataError(
-            f"the text has {available} tokens, of which a run must predict {needed}; it predicts {used}",
-            "raise preview_windows and final_windows, or give less text",
+            f"the tokenizer gives token {largest}, the model's embedding has {rows} rows",
+            "give the tokenizer that belongs to this checkpoint",
+        )
+    if positions is not None and windows.seq_len > positions:
+        raise DataError(
+            f"windows have {windows.seq_len} tokens, the model has {positions} positions", f"set seq_len to {positions}"
         )
