@@ -58,7 +58,7 @@ def evaluate(ctx: StepContext) -> list[Path]:
     }
     baselines = baseline_sides(bench, runs, case.sampled)
     probing = Probing.prepare(bench, scenario, list(runs))
-    subject = Subject.load(bench, scenario.id)
+    subject = Subject.load(bench, scenario.id, next(iter(baselines.values())).records.compute)
     one = _Evaluation(ctx, bench, case, subject, probing, _weights(ctx, bench, case, subject), runtime_facts(ctx))
     for run, target in runs.items():
         baseline = baselines[run.run]
@@ -78,7 +78,8 @@ def evaluate(ctx: StepContext) -> list[Path]:
 
     def again() -> bytes:
         subject.model = None  # before another takes its place in memory
-        other, baseline = one.anew(), baselines[first.run]
+        baseline = baselines[first.run]
+        other = one.anew(baseline)
         return other.files(first, baseline, other.compute(baseline))[REPORT_NAME]
 
     return [*runs.values(), repeat(ctx, runs[first] / REPORT_NAME, again)]
@@ -155,9 +156,9 @@ class _Evaluation:
         """How the subject is scored; as its baseline was where it cannot be."""
         return baseline.records.compute if self.subject.model is None else self.bench.contract(self.subject.model)
 
-    def anew(self) -> _Evaluation:
+    def anew(self, baseline: BaselineSide) -> _Evaluation:
         """The same with the subject loaded and weighed once more."""
-        subject = Subject.load(self.bench, self.case.scenario.id)
+        subject = Subject.load(self.bench, self.case.scenario.id, baseline.records.compute)
         return replace(self, subject=subject, weights=_weights(self.ctx, self.bench, self.case, subject))
 
     def is_there(self, target: Path, run: RunWindows, baseline: BaselineSide, compute: Compute) -> bool:

@@ -22,9 +22,6 @@ from evpack.guards.hooks import Listener
 from evpack.steps.base import log
 from evpack.steps.subject import Bench, Scores
 
-_SUBJECT_FAULTS = (CheckpointError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What the model library raises for a subject it cannot build or run; a damaged file is told apart by `blame`."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -57,8 +54,11 @@ class Subject:
     failure: str | None = None
 
     @classmethod
-    def load(cls, bench: Bench, scenario: str) -> Subject:
+    def load(cls, bench: Bench, scenario: str, paired: Compute) -> Subject:
         """Load the subject; what stops it from being a sound model is written down, not raised.
+
+        Args:
+            paired: how the baseline was scored; losses computed in another way would not pair.
 
         Raises:
             CheckpointError: when it is the files of baseline or variant that are damaged.
@@ -67,12 +67,14 @@ class Subject:
         subject = cls(DeltaCheckpoint(bench.baseline, bench.place.variant(scenario)))
         try:
             model, loading = bench.load(subject.checkpoint)
-        except _SUBJECT_FAULTS as error:
+        except Exception as error:
             subject.failure = subject.blame(bench, "load_failed", error)
             return subject
         subject.unexplained = loading.unexplained
         if loading.unexplained:  # parameters left to chance: their losses would be no property of the subject
             subject.failure = f"unexplained_keys:{len(loading.unexplained)}"
+        elif subject.checkpoint.variant.config_overrides and (own := bench.contract(model)) != paired:
+            subject.failure = f"scored_in_another_way: attention {own.attention}, the baseline's {paired.attention}"
         else:
             subject.model = model
         return subject
@@ -90,7 +92,7 @@ class Subject:
         if self.model is not None and failure is None:
             try:
                 scores = bench.score(self.model, run, listener)
-            except _SUBJECT_FAULTS as error:
+            except Exception as error:
                 failure = self.blame(bench, "forward_failed", error)
         return bench.records(run, scores, compute, self.checkpoint.digest(), scenario, failure)
 
@@ -107,9 +109,10 @@ class Subject:
 
         Raises:
             CheckpointError: when it is the files of baseline or variant that are damaged.
-            Exception: the error itself, when it is the machine's.
+            Exception: the error itself, when it is the machine's or the system's.
         """
-        if is_machine_fault(error):
+        known = isinstance(error, EvpackError) and not isinstance(error, CheckpointError)
+        if known or is_machine_fault(error) or (isinstance(error, OSError) and error.errno is not None):
             raise error
         open_baseline(bench.place)
         for name in self.checkpoint.names():
