@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evpack.catalog.policy import resolve_policy
+from evpack.catalog.policy import Leaf, resolve_policy
 from evpack.evaluation.assess import assess, paired_differences
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.tail import linear_quantile
@@ -209,6 +209,19 @@ def test_drift_is_judged_relative_to_the_baseline(records) -> None:
     assert not found.validation["preview_final_drift_acceptable"]
 
 
+@pytest.mark.parametrize(("final", "ok"), [(3.0, True), (3.04, True), (3.06, False), (2.96, True), (2.94, False)])
+def test_drift_has_a_bound_on_either_side(records, final, ok) -> None:
+    found = assess(records([3.0] * 16 + [final] * 16), records([3.0] * 32, side="baseline"), SMALL)
+    assert found.validation["preview_final_drift_acceptable"] is ok
+
+
+def test_a_perplexity_that_overflows_degrades_also_where_the_ratio_is_one(records) -> None:
+    found = assess(records([800.0] * 32), records([800.0] * 32, side="baseline"), SMALL)
+    assert found.primary_metric["pooled"]["ratio"] == 1.0
+    assert found.primary_metric["degraded_reason"] == "non_finite_pm:overflow"
+    assert found.outcome == "reject" and not found.validation["preview_final_drift_acceptable"]
+
+
 def test_too_few_tokens_or_windows_are_not_acceptable(records) -> None:
     for tier_profile, fits in (("small", True), ("ci", False), ("release", False)):
         found = assess(*_pair(records), resolve_policy("balanced", tier_profile))
@@ -230,6 +243,17 @@ def test_token_floor_has_its_tolerance_and_its_fraction(records) -> None:
         "ok": True,
     }
     assert not assess(*pair, SMALL, tokens_available=1_000_000).dataset_stats["tokens"]["ok"]
+
+
+def test_the_token_floor_has_no_tolerance_without_coverage(records) -> None:
+    pair = records([3.0] * 30, tokens=131), records([3.0] * 30, side="baseline", tokens=131)  # 3930 of 4000 tokens
+    assert assess(*pair, SMALL).dataset_stats["tokens"] | {"available": 0} == {
+        "used": 3930,
+        "required": 4000,
+        "floor": 4000,
+        "available": 0,
+        "ok": False,
+    }
 
 
 def test_small_samples_are_unstable_and_never_high(records) -> None:
@@ -262,6 +286,19 @@ def test_tail_warns_without_failing(records) -> None:
     assert found.tail["warned"] and found.validation["primary_metric_tail_acceptable"]
     assert found.tail["stats"]["tail_mass"] == pytest.approx(0.15)
     assert found.tail["stats"]["max"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("warn", True), ("fail", False)])
+def test_many_windows_a_little_worse_are_a_tail_too(records, mode, passes) -> None:
+    leaves = {"mass_max": 0.1, "mode": mode}
+    changed = {f"metrics.pm_tail.{key}": Leaf(value=value, origin="test") for key, value in leaves.items()}
+    policy = SMALL.model_copy(update={"thresholds": SMALL.thresholds | changed})
+    base = [3.0 + i / 1000 for i in range(200)]
+    for worse, violations in ((9, []), (11, ["tail_mass_exceeded"])):
+        subject = [b + (0.001 if i >= 200 - worse else 0.0) for i, b in enumerate(base)]
+        found = assess(records(subject), records(base, side="baseline"), policy)
+        assert found.tail["violations"] == violations
+        assert found.validation["primary_metric_tail_acceptable"] is (passes or not violations)
 
 
 def test_linear_quantile_is_numpys() -> None:

@@ -136,7 +136,10 @@ def test_other_shapes_are_fatal_and_rows_mean_another_vocabulary(judge: Judge) -
 
 
 def test_fewer_rows_than_the_configuration_promises_are_fatal(judge: Judge) -> None:
-    assert kinds(judge(lambda t: None, vocab_size=8)) == {"tokenizer_mismatch": "fatal"}
+    found = judge(lambda t: None, vocab_size=8)
+    assert kinds(found) == {"tokenizer_mismatch": "fatal"}
+    said = [violation.message for violation in found.violations]
+    assert said == ["config vocab_size 6 became 8", f"{EMBED} has 6 rows, config vocab_size is 8"]
 
 
 def test_tying_is_judged_from_configuration_and_keys_never_from_values(disk: Disk) -> None:

@@ -116,6 +116,16 @@ def test_embedding_norms_and_the_blocks_projections_are_listened_to(model: Any, 
     }
 
 
+def test_learned_positions_are_the_same_for_every_window_of_a_batch(tokens: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(5)
+    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=SEQ)
+    module = listened(GPT2LMHeadModel(config).eval(), tokens, 4)["transformer.wpe"]
+    assert (module.m, module.n) == (SEQ, 16)
+    assert None not in module.edge_risk and len(set(module.edge_risk)) == 1
+
+
 def test_figures_are_those_of_each_window_alone(model: Any, tokens: Any) -> None:
     found = listened(model, tokens, 4)["model.layers.1.mlp.down_proj"]
     assert (found.m, found.n, len(found.edge_risk)) == (SEQ, 16, 4)

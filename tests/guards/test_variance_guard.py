@@ -162,6 +162,22 @@ def test_two_sided_gate(delta: float, spread: float, reason: str) -> None:
     assert (gate["reason"], gate["passed"]) == (reason, reason == "ci_gain_met")
 
 
+@pytest.mark.parametrize(
+    ("limits", "spread", "enabled"),
+    [
+        ({"min_effect_lognll": 0.005}, 0.0, True),
+        ({"min_effect_lognll": 0.02}, 0.0, False),  # the mean reaches it, or nothing does
+        ({"min_rel_gain": 0.005}, 0.001, True),
+        ({"min_rel_gain": 0.005}, 0.02, False),  # the mean gains 1 %, but perhaps it is only 0.3 %
+        ({"min_gain": 0.02}, 0.0, False),
+    ],
+)
+def test_each_limit_on_the_gain_counts_by_itself(limits: dict[str, float], spread: float, enabled: bool) -> None:
+    none = dict.fromkeys(("min_effect_lognll", "min_rel_gain", "min_gain", "tie_breaker_deadband"), 0.0)
+    chosen = policy(predictive_gate=False, **none | limits)
+    assert variance.assess(PROPOSAL, trial(-0.01, spread), chosen, correct=True)[1]["enabled"] is enabled
+
+
 def test_the_guard_only_watches_in_monitor_mode() -> None:
     def never(_: Mapping[str, float]) -> None:
         raise AssertionError("scales were tried")
@@ -251,6 +267,13 @@ def test_the_variance_probe_needs_scales_and_an_improvement() -> None:
     assert [d["scales_proposed"] for d in (good, useless, none)] == [True, True, False]
     assert {d["status"] for d in (good, useless, none)} == {"ok"}
     assert (good["schema"], good["model_id"], good["windows"]["count"]) == ("ve_probe_v1", "m", WINDOWS)
+
+
+def test_without_the_gate_a_probe_is_triggered_by_no_proposal_that_nobody_tried() -> None:
+    free = policy(predictive_gate=False)
+    for tried, expected in ((None, False), (trial(-0.01), True)):
+        found = probes.probe("ve_probe.json", {}, free, subject(1.2), BASELINE, lambda _, tried=tried: tried)
+        assert (found["scales_proposed"], found["triggered"]) == (True, expected)
 
 
 def test_the_rmt_probe_is_triggered_by_activations_that_moved() -> None:

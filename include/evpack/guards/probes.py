@@ -50,7 +50,8 @@ def probe(
     proposal = variance.propose(subject, baseline, policy)
     trial = try_scales(proposal.scales) if proposal.scales else None
     _, block = variance.assess(proposal, trial, policy, correct=True)
-    improves = block["predictive_gate"]["passed"]
+    gate = block["predictive_gate"]
+    improves = gate["evaluated"] and gate["passed"]  # a gate that is switched off lets pass what nobody tried
     return {
         **block,
         **head,
