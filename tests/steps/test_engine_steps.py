@@ -383,6 +383,14 @@ def test_a_declared_edit_gets_a_report_that_follows_from_its_records(ready: Camp
     assert first["dataset"]["tokens_available"] == 320
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_runtime_manifest_says_whether_code_of_others_was_allowed(ready: Campaign, allowed: bool) -> None:
+    ready.variant(FAULT, {DOWN: lambda t: t * 2})
+    ready.evaluate(FAULT, allow_remote_code=allowed)
+    manifest = read_json(ready.model.report("fault", "error_injection", 1) / "runtime.manifest.json")
+    assert manifest["runtime"]["allow_remote_code"] is allowed
+
+
 def test_a_tensor_that_no_window_reaches_gives_exactly_one(ready: Campaign) -> None:
     def unused_row(tensor: Any) -> Any:
         tensor[WORDS] += 1

@@ -238,6 +238,7 @@ def _runtime(campaign: Campaign, place: str, report: Mapping[str, Any]) -> Itera
     expected = {
         "generated_at_utc": (value["generated_at_utc"], entry(report, "artifacts", "generated_at")),
         "allow_network": (value["runtime"]["allow_network"], campaign.settings.net),
+        "allow_remote_code": (value["runtime"]["allow_remote_code"], campaign.settings.allow_remote_code),
         "container_execution": (value["runtime"]["container_execution"], contained),
         "an image": (value["runtime"]["image_ref"] != NO_IMAGE, contained),
         "an image digest": (value["runtime"]["image_digest"] is not None, contained),

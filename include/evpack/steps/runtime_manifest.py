@@ -72,7 +72,7 @@ def runtime_manifest(
             "image_digest": image and image[image.index("sha256:") :],
             "container_execution": image is not None,
             "allow_network": ctx.settings.net,
-            "allow_remote_code": False,
+            "allow_remote_code": ctx.settings.allow_remote_code,
             "allow_third_party_plugins": False,
         },
         "context": dict(facts),
