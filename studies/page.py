@@ -9,7 +9,9 @@ from typing import Any
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.files import read_json, write_atomic
 from studies.pictures import picture
+from studies.proportion import proportion
 from studies.results import RESULTS
+from studies.subjects import RESHARDED
 
 ROOT = Path(__file__).parent
 DOCS = ROOT.parent / "docs"
@@ -35,6 +37,7 @@ def page(template: str, thresholds: Mapping[str, Any]) -> str:
     covered = read_json(RESULTS / "coverage.json")
     parts = {
         "models": _models(models),
+        "clusters": _clusters(models),
         "alarms": _alarms(models),
         "half": _half(models),
         "clean": _clean(models),
@@ -79,6 +82,22 @@ def _models(models: Sequence[Mapping[str, Any]]) -> str:
         for m in models
     )
     return _table(["model", "what it is", "windows per report", "disjoint runs", "reports"], rows)
+
+
+def _clusters(models: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the harmless reports are independent, at most and at least."""
+
+    def row(model: Mapping[str, Any]) -> list[str]:
+        failed, counts = model["false_alarms"]["harmless"]["failed"], model["counts"]
+        runs = min(model["runs"], max(counts["noop"], counts["mild"]))
+        bounds = (failed["high"], proportion(min(failed["hits"], runs), runs)["high"])
+        return [
+            *(model["model"], str(failed["trials"]), str(runs), str(counts["noop"] // RESHARDED)),
+            *(f"{100 * bound:.2f} %" for bound in bounds),
+        ]
+
+    heads = ["model", "harmless reports", "runs that they share", "resharded", "bound by reports", "bound by runs"]
+    return _table(heads, map(row, models))
 
 
 def _alarms(models: Sequence[Mapping[str, Any]]) -> str:

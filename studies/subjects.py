@@ -38,7 +38,7 @@ _FIRST: tuple[Kind, ...] = ("clean", "informational", "catastrophic", "required"
 CATALOG = "scenarios.json"
 _ROTATED = ("nan_injection", "inf_injection", "rank_collapse", "norm_collapse", "ve_mlp_scale_skew")
 """Faults placed at every block by renumbering the blocks."""
-_RESHARDED = 10
+RESHARDED = 10
 """Every how-many-th no-op is a resharding; the others are noise."""
 
 
@@ -116,7 +116,7 @@ class _Runs:
 
 def _noops(runs: int, count: int) -> Iterator[Subject]:
     for k in range(count):
-        again = k % _RESHARDED == _RESHARDED - 1
+        again = k % RESHARDED == RESHARDED - 1
         yield _noop(f"noop_{k:03}", k, (k % runs + 1,), work=reshard if again else half_ulp_noise)
 
 
