@@ -123,6 +123,15 @@ def test_a_pack_is_judged_by_the_callers_policy(good_pack: BuiltPack) -> None:
     assert result.exit_code == 7 and "acceptance_range.max" in result.findings[0].text
 
 
+def test_a_pack_that_takes_all_memory_is_a_finding(good_pack: BuiltPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("evpack.pack.verify.recheck", greedy)
+    result = verify_pack(good_pack.path, Trust(frozenset({str(good_pack.fingerprint)})))
+    assert result.exit_code == 7 and "more memory than there is" in result.findings[0].text
+
+
 def test_a_directory_that_is_no_pack_is_missing(tmp_path: Path) -> None:
     assert verify_pack(tmp_path / "none").exit_code == 3
     assert verify_pack(tmp_path).exit_code == 3

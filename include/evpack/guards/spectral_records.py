@@ -48,6 +48,11 @@ def matrix_tensors(checkpoint: Described, policy: Policy) -> list[str]:
     ]
 
 
+def matrix_count(shape: tuple[int, ...]) -> int:
+    """How many matrices a tensor is."""
+    return 1 if len(shape) == 2 else shape[0]
+
+
 def matrix_keys(name: str, shape: tuple[int, ...]) -> list[str]:
     """Names of the matrices of a tensor: its own, or those of a stack with their index behind it."""
     return [name] if len(shape) == 2 else [f"{name}[{index}]" for index in range(shape[0])]

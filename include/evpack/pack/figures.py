@@ -9,8 +9,11 @@ from evpack.checkpoint.contents import Contents
 from evpack.evaluation.records import WindowRecords
 from evpack.guards.chain import sampled_windows
 from evpack.guards.hooks_records import ActivationRecords, evenly_spaced
-from evpack.guards.spectral_records import SpectralRecords, matrix_keys, matrix_tensors
+from evpack.guards.spectral_records import SpectralRecords, matrix_count, matrix_keys, matrix_tensors
 
+MAX_MATRICES = 1 << 17
+"""Most matrices of a checkpoint. Shapes are numbers that a pack states, and a stack of experts has as many matrices as
+its shape says; the largest real models have 50,000, and figures of more than these fill the largest file of a pack."""
 _NAMED = 5
 """Matrices named in one line."""
 
@@ -31,6 +34,11 @@ def matrix_problems(
     before = {} if reference is None else reference.tensors
     now = matrix_tensors(contents, policy)
     differ = [name for name in now if name not in before or contents.tensors[name].sha256 != before[name].sha256]
+    gone = [] if reference is None else [n for n in matrix_tensors(reference, policy) if n not in set(now)]
+    shapes = [*(contents.tensors[name].shape for name in differ), *(before[name].shape for name in gone)]
+    if (count := sum(map(matrix_count, shapes))) > MAX_MATRICES:
+        yield f"its tensors have the shapes of {count} matrices, more than the limit of {MAX_MATRICES}"
+        return
     expected = {
         key: (record.dtype, record.shape[-2:], record.sha256)
         for name in differ
@@ -41,7 +49,6 @@ def matrix_problems(
     if wrong := sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)):
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         yield f"figures missing, left over or of other bytes for {', '.join(wrong[:_NAMED])}{more}"
-    gone = [] if reference is None else [n for n in matrix_tensors(reference, policy) if n not in set(now)]
     keys = [key for name in gone for key in matrix_keys(name, before[name].shape)]
     if list(found.missing) != keys:
         yield f"lists {len(found.missing)} matrices as missing, {len(keys)} are"

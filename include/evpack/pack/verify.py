@@ -169,6 +169,8 @@ class _State:
             self.add(VerifyExit.INTEGRITY if changed else code, error.what)
         except MALFORMED as error:
             self.add(code, f"content of an unexpected form ({type(error).__name__}: {error})")
+        except MemoryError:  # whoever made the pack chose how much is asked for
+            self.add(code, "content that asks for more memory than there is")
         return None
 
 
