@@ -1,6 +1,7 @@
 """Mutations of whole packs and of what the parsers read. A few in CI; `make fuzz` takes thousands and ten minutes.
 
-EVPACK_FUZZ_MUTATIONS and EVPACK_FUZZ_SECONDS set how many and how long.
+EVPACK_FUZZ_MUTATIONS and EVPACK_FUZZ_SECONDS set how many and how long. Without seconds the inputs are the same in
+every run, as in CI; with them every run, and every round of a parser, draws others.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +34,13 @@ MUTATIONS = int(os.environ.get("EVPACK_FUZZ_MUTATIONS", "200"))
 SECONDS = float(os.environ.get("EVPACK_FUZZ_SECONDS", "0"))
 ANY = st.integers(0, 2**31)
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+
+
+def drawn(examples: int) -> settings:
+    """That many examples; a failing one is printed and need not be stored."""
+    return settings(
+        max_examples=examples, deadline=None, suppress_health_check=CHECKS, database=None, derandomize=not SECONDS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +72,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=MUTATIONS, deadline=None, suppress_health_check=CHECKS)
+@drawn(MUTATIONS)
 @given(which=ANY, kind=KINDS, at=ANY, length=ANY, piece=PIECES)
 def test_no_mutation_of_any_file_verifies(
     contents: dict[str, bytes], good_pack: BuiltPack, which: int, kind: str, at: int, length: int, piece: bytes
@@ -102,31 +111,38 @@ def test_no_parser_crashes(contents: dict[str, bytes], name: str) -> None:
     """Mutated input is parsed or refused by a typed error, never anything else."""
     original = seed(contents, name)
     until = time.monotonic() + SECONDS / len(PARSERS)
+    examples, rounds, seen = max(MUTATIONS // 10, 20), 0, set()
 
-    @settings(max_examples=max(MUTATIONS // 10, 20), deadline=None, suppress_health_check=CHECKS, database=None)
+    @drawn(examples)
     @given(st.lists(st.tuples(KINDS, ANY, ANY, PIECES | st.binary(max_size=12)), min_size=1, max_size=4))
     def attack(steps: list[tuple[str, int, int, bytes]]) -> None:
         data = original
         for step in steps:
             data = mutated(data, *step)
+        seen.add(hash(data))
         with contextlib.suppress(EvpackError):
             PARSERS[name](data)
 
-    while True:
+    while rounds == 0 or time.monotonic() < until:
         attack()
-        if time.monotonic() >= until:
-            return
+        rounds += 1
+    assert len(seen) > examples * rounds / 4, "the same inputs again and again"
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**6, 2**31, 2**63, 10**12, 10**18, 10**40, 10**400])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
 INTERPRETED = ("state/", "results/", "metadata/", "reports/")
 
 
-@settings(max_examples=max(MUTATIONS // 4, 50), deadline=None, suppress_health_check=CHECKS)
+@drawn(max(MUTATIONS // 4, 50))
 @given(which=ANY, way=st.lists(ANY, min_size=1, max_size=5), value=json_values)
 def test_any_value_anywhere_in_sealed_evidence_gives_an_outcome(
     contents: dict[str, bytes], which: int, way: list[int], value: object
@@ -147,6 +163,26 @@ def test_any_value_anywhere_in_sealed_evidence_gives_an_outcome(
     changed = contents | {name: json.dumps(document).encode()}
     with contextlib.suppress(EvpackError, *MALFORMED):  # the verifier turns these into a finding
         recheck(Files(content=changed), layout.LAYOUTS["v1"])
+
+
+def test_every_round_of_a_long_run_draws_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_rounds() -> tuple[int, int]:
+        seen: list[int] = []
+
+        @drawn(20)
+        @given(ANY)
+        def attack(value: int) -> None:
+            seen.append(value)
+
+        attack()
+        attack()
+        return len(set(seen)), len(seen)
+
+    distinct, calls = two_rounds()
+    assert SECONDS or distinct <= calls / 2, "in CI every round is the same"
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 600.0)
+    distinct, calls = two_rounds()
+    assert distinct > 0.6 * calls
 
 
 def test_the_shipped_numbers_are_those_of_the_target() -> None:
