@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from evpack.errors import BadInput, DiskFull, EvidenceError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pydantic import ValidationError
 
 _HASH_CHUNK = 1 << 20
@@ -408,3 +410,14 @@ def utc_now() -> str:
     from datetime import UTC, datetime
 
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_time(text: Any) -> datetime | None:
+    """A time in ISO 8601 with a time zone, None for anything else."""
+    from datetime import datetime
+
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo is not None else None

@@ -109,6 +109,29 @@ def test_the_same_evidence_keeps_the_pack(campaign: Campaign, signing_key: Path)
     assert tree_digests(first.path) == before
 
 
+@pytest.mark.parametrize("damage", ["", "reports/final_verdict.json", "reports/category_summary.json"])
+def test_a_verdict_compiled_again_keeps_the_pack_where_nothing_changed(
+    campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A resume compiles in any case, and later than before."""
+    first = build(campaign.run, key=signing_key)
+    before = tree_digests(first.path)
+    for day in ("2031-01-01", "2031-01-02"):
+        monkeypatch.setattr("evpack.steps.compile_verdict.utc_now", lambda day=day: f"{day}T00:00:00Z")
+        if damage:
+            (campaign.run.root / damage).write_text("{}")
+        again = build(campaign.finish().run, key=signing_key)
+        assert again.kept == (damage != "reports/final_verdict.json")
+    assert tree_digests(first.path) == before or not again.kept
+
+
+@pytest.mark.parametrize("stated", ["not a time", "2031-01-01", None, 7])
+def test_a_time_that_is_none_is_not_kept(campaign: Campaign, stated: object) -> None:
+    value = read_json(campaign.run.final_verdict)
+    write_json(campaign.run.final_verdict, value | {"timestamp": stated})
+    assert campaign.finish() and read_json(campaign.run.final_verdict)["timestamp"] != stated
+
+
 def test_other_evidence_supersedes_the_pack_and_names_it(campaign: Campaign, signing_key: Path) -> None:
     first = build(campaign.run, key=signing_key)
     before = tree_digests(first.path)

@@ -15,7 +15,7 @@ from datetime import datetime
 
 from evpack.catalog.policy import EvidenceLevel, Policy
 from evpack.catalog.scenarios import Category
-from evpack.files import Json, canonical_json, pretty_json
+from evpack.files import Json, canonical_json, iso_time, pretty_json
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry, open_campaign, unusual
 from evpack.pack.inventory import Files
@@ -24,7 +24,7 @@ from evpack.pack.manifest import evidence_level
 from evpack.pack.profiles import Profile, strictest
 from evpack.pack.recheck_model import ModelFacts, check_model
 from evpack.pack.recheck_repeats import repeats_problems
-from evpack.pack.recheck_report import Judged, iso_time, judge_report, pack_name
+from evpack.pack.recheck_report import Judged, judge_report, pack_name
 from evpack.verdict.evidence import ReportKey, expected_reports
 from evpack.verdict.rules import Verdict, compile_outcomes
 
@@ -211,6 +211,8 @@ def _compile(campaign: Campaign, judged: list[Judged]) -> tuple[Verdict, datetim
 
 def _verdict_files(campaign: Campaign, verdict: Verdict) -> Iterator[str]:
     """The published verdict, its summaries and its text are the ones that follow."""
+    if iso_time(stated := verdict.document["timestamp"]) is None:
+        yield f"{campaign.at(layout.VERDICT)}: its timestamp {stated!r:.100} is no time in ISO 8601 with a time zone"
     documents: dict[str, Mapping[str, Json]] = {layout.VERDICT: verdict.to_json()}
     documents |= {f"results/{name}": value for name, value in verdict.summaries.items()}
     for name, expected in documents.items():

@@ -13,7 +13,7 @@ from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
 from evpack.evaluation.report import provider_digest, recompute
-from evpack.files import canonical_json, pretty_json, sha256_bytes
+from evpack.files import canonical_json, iso_time, pretty_json, sha256_bytes
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
 from evpack.pack.papers import subject_of
@@ -90,15 +90,6 @@ def pack_name(path: str) -> str:
     """Pack name of a path relative to the run directory, ``<model>/reports/...``."""
     model, _, rest = path.partition("/")
     return layout.in_pack(model, rest)
-
-
-def iso_time(text: Any) -> datetime | None:
-    """A time in ISO 8601 with a time zone, None for anything else."""
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return time if time.tzinfo is not None else None
 
 
 def _all_errors(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from evpack.catalog.policy import Policy
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import read_regular, utc_now, write_atomic, write_json
+from evpack.files import canonical_json, iso_time, read_json, read_regular, utc_now, write_atomic, write_json
 from evpack.plan.model import CampaignPlan
 from evpack.rundir import RunDir
 from evpack.steps.base import StepContext, log
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_evidence
-from evpack.verdict.rules import TEXT_NAME, VERDICT_NAME, compile_verdict
+from evpack.verdict.rules import TEXT_NAME, VERDICT_NAME, Verdict, compile_verdict
 
 
 def compile_verdict_step(ctx: StepContext) -> list[Path]:
     """Write reports/final_verdict.{json,txt} and the four summaries, in place of what an earlier compilation left.
+
+    A verdict that is still the same keeps the time at which it was first compiled: a resume that changes nothing
+    leaves the sealed pack as it is.
 
     Raises:
         BadInput: when state/policy.json is not there.
@@ -31,6 +35,8 @@ def compile_verdict_step(ctx: StepContext) -> list[Path]:
         guards_order=ctx.settings.guards_order,
         timestamp=utc_now(),
     )
+    if (before := _compiled_at(ctx.run, verdict)) is not None:
+        verdict = replace(verdict, document={**verdict.document, "timestamp": before})
     documents = {VERDICT_NAME: verdict.to_json(), **verdict.summaries}
     for name, document in documents.items():
         write_json(ctx.run.reports / name, document)
@@ -39,6 +45,18 @@ def compile_verdict_step(ctx: StepContext) -> list[Path]:
     for entry in verdict.document["failed_requirements"]:
         log.info("%s: %s", entry["requirement"], entry["message"])
     return [ctx.run.reports / name for name in (*documents, TEXT_NAME)]
+
+
+def _compiled_at(run: RunDir, verdict: Verdict) -> str | None:
+    """When the standing verdict was compiled, None where there is none, or one that says anything else."""
+    try:
+        standing = read_json(run.final_verdict)
+        time = standing.pop("timestamp")
+    except (OSError, EvidenceError, AttributeError, LookupError, TypeError):
+        return None
+    now = {key: value for key, value in verdict.document.items() if key != "timestamp"}
+    same = canonical_json(standing) == canonical_json(now) and iso_time(time) is not None
+    return str(time) if same else None
 
 
 def read_run_evidence(run: RunDir, plan: CampaignPlan) -> dict[ReportKey, ReportEvidence]:
