@@ -15,6 +15,7 @@ import typer
 from pack_campaign import SHIFTS, Campaign
 from typer.testing import CliRunner
 
+from evpack.catalog.policy import resolve_policy
 from evpack.cli import attest as attest_command
 from evpack.cli import diff as diff_command
 from evpack.cli import verify as verify_command
@@ -64,6 +65,26 @@ def test_a_pack_does_not_differ_from_itself(app: typer.Typer, good_pack: BuiltPa
     assert not any(result[name] for name in ("models", "source", "environment", "settings", "policy"))
     shift = next(cell["shift"] for cell in result["cells"] if cell["scenario"] == "quant_clean")
     assert (shift["ratio"], shift["windows"]) == (1.0, 96)
+
+
+def test_packs_of_other_limits_are_compared_each_by_its_own(
+    app: typer.Typer, good_pack: BuiltPack, signing_key: Path, tmp_path: Path
+) -> None:
+    """As before and after a release with other tier data."""
+    overrides = {"acceptance_range": {"max": 1.003}}
+    other = Campaign(tmp_path / "run")
+    other.policy = resolve_policy(other.settings.tier, other.settings.profile, overrides)
+    other.plan = other.plan.model_copy(update={"policy_overrides": overrides})
+    built = build(other.write().finish().run, key=signing_key)
+    args = ["diff", "--expected-fingerprint", str(good_pack.fingerprint), str(good_pack.path), str(built.path)]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 1 and "regression      verdict PASS became FAIL" in done.output
+    assert "policy: primary_metric.acceptance_range.max: None -> 1.003" in done.output
+    assert f"{built.path}: judged by limits of its own" in done.output
+    limits = tmp_path / "policy.json"
+    write_json(limits, other.policy.to_json())
+    strict = CliRunner().invoke(app, [*args, "--policy", str(limits)])
+    assert strict.exit_code == 7 and f"{good_pack.path} does not verify" in strict.output
 
 
 def test_a_ratio_that_rose_is_a_regression_though_it_still_passes(

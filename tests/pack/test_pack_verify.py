@@ -115,12 +115,69 @@ def test_recomputing_anything_malformed_is_a_typed_error(contents: dict[str, byt
         assert rechecked(contents | {name: data}).errors
 
 
+def under(pack: BuiltPack, overrides: dict[str, Any], **options: Any) -> Any:
+    limits = resolve_policy("balanced", "small", overrides)
+    return verify_pack(pack.path, Trust(frozenset({str(pack.fingerprint)})), Demands(policy=limits, **options))
+
+
 def test_a_pack_is_judged_by_the_callers_policy(good_pack: BuiltPack) -> None:
-    trust = Trust(frozenset({str(good_pack.fingerprint)}))
-    assert verify_pack(good_pack.path, trust, Demands(policy=resolve_policy("balanced", "small"))).exit_code == 0
-    stricter = resolve_policy("balanced", "small", {"acceptance_range": {"max": 1.0001}})
-    result = verify_pack(good_pack.path, trust, Demands(policy=stricter))
+    agreed = under(good_pack, {})
+    assert (agreed.exit_code, agreed.verdict, agreed.verdict_by_policy) == (0, "PASS", "PASS")
+    result = under(good_pack, {"acceptance_range": {"max": 1.0001}})
     assert result.exit_code == 7 and "acceptance_range.max" in result.findings[0].text
+    assert (result.verdict, result.verdict_by_policy) == ("PASS", "FAIL")
+    assert result.to_json()["verdict_by_policy"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "verdict"),
+    [
+        ({"acceptance_range": {"max": 1.2}}, "PASS"),
+        ({"acceptance_range": {"max": 1.6}}, "FAIL"),  # the stress passes as well
+        ({"drift_band": [0.9999, 1.0001]}, "FAIL"),
+        ({"guards.spectral.ratio_cap": 0.001, "guards.spectral.max_caps": 0}, "FAIL"),
+        ({"guards.rmt.epsilon_rms": 0.0}, "FAIL"),
+        ({"guards.rmt.windows.count": 4}, None),  # figures of other windows are not packed
+        ({"guards.variance.deadband": 0.2}, None),
+    ],
+)
+def test_the_verdict_under_other_limits_is_computed_or_not_claimed(
+    good_pack: BuiltPack, overrides: dict[str, Any], verdict: str | None
+) -> None:
+    result = under(good_pack, overrides)
+    assert (result.exit_code, result.verdict, result.verdict_by_policy) == (7, "PASS", verdict)
+
+
+def test_the_command_line_tells_both_verdicts_apart(app: typer.Typer, good_pack: BuiltPack, tmp_path: Path) -> None:
+    limits = tmp_path / "policy.json"
+    stricter = resolve_policy("balanced", "small", {"acceptance_range": {"max": 1.0001}})
+    limits.write_bytes(pretty_json(stricter.to_json()))
+    done = CliRunner().invoke(app, ["verify", "--policy", str(limits), str(good_pack.path)])
+    assert done.exit_code == 7
+    assert "verdict         FAIL by the limits to judge by, PASS by the pack's own\n" in done.output
+
+
+def test_limits_of_its_own_need_not_be_the_callers(good_pack: BuiltPack) -> None:
+    result = under(good_pack, {"acceptance_range": {"max": 1.0001}}, own_limits=True)
+    assert (result.exit_code, result.verdict, result.verdict_by_policy) == (0, "PASS", "FAIL")
+
+
+def test_a_pack_with_another_fault_has_no_verdict_by_other_limits(contents: dict[str, bytes]) -> None:
+    text = contents[layout.VERDICT_TEXT].replace(b"PASS", b"FAIL")
+    files = Files(content=contents | {layout.VERDICT_TEXT: text})
+    stricter = resolve_policy("balanced", "small", {"acceptance_range": {"max": 1.0001}})
+    assert recheck(files, layout.LAYOUTS["v1"], stricter).by_limits is None
+
+
+def test_other_limits_judge_as_if_the_campaign_had_been_judged_by_them(tmp_path: Path, good_pack: BuiltPack) -> None:
+    """Made again from the records is what a campaign under these limits reports."""
+    overrides = {"acceptance_range": {"max": 1.003}, "guards.spectral.ratio_cap": 0.001}
+    other = Campaign(tmp_path / "run")
+    other.policy = resolve_policy("balanced", "small", overrides)
+    other.plan = other.plan.model_copy(update={"policy_overrides": overrides})
+    built = build(other.write().finish().run, key=None)
+    theirs = json.loads((built.path / layout.VERDICT).read_bytes())
+    assert under(good_pack, overrides).verdict_by_policy == theirs["verdict"] == "FAIL"
 
 
 def test_a_pack_that_takes_all_memory_is_a_finding(good_pack: BuiltPack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Compare two packs: verdicts, ratios on shared windows, guard signals, revisions, environment.
 
-        Both are verified first; one that does not verify ends in the verifier's exit code. Exit 0 when nothing got
+        Both are verified first; one that does not verify ends in the verifier's exit code. Without --policy each is
+        judged by its own limits, and a warning says where they are not the installed ones. Exit 0 when nothing got
         worse, 1 on a regression: a worse verdict, a gating scenario that no longer gets what it must, or a must_pass
         scenario whose ratio rose.
         """
@@ -71,13 +72,16 @@ def _side(pack: Path, trust: Trust, limits: Policy | None) -> Side:
     from evpack.pack.evidence import open_campaign
     from evpack.pack.verify import Demands, VerifyExit, verify_pack
 
-    result = verify_pack(pack, trust, Demands(policy=limits))
+    result = verify_pack(pack, trust, Demands(policy=limits, own_limits=limits is None))
     if result.exit_code not in (VerifyExit.OK, VerifyExit.INTEGRITY_ONLY):
         typer.echo(f"evpack: {pack} does not verify: {plain(result.findings[0].text)}", err=True)
         raise typer.Exit(int(result.exit_code))
     if result.exit_code is VerifyExit.INTEGRITY_ONLY:
         typer.echo(f"warning: {pack}: no trusted key was given: integrity only", err=True)
     campaign, _ = open_campaign(result.files, result.layout, limits)
+    if other := list(campaign.other_limits.values()):
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        typer.echo(f"warning: {pack}: judged by limits of its own: {plain(other[0])}{more}", err=True)
     return Side(result.pack, campaign, result.fingerprint)
 
 

@@ -223,8 +223,13 @@ def _print_facts(facts: dict[str, Any]) -> None:
     typer.echo("nothing above was recomputed: `evpack verify` does that")
 
 
+def _verdict(result: Verification) -> str:
+    own, ours = result.verdict or "not established", result.verdict_by_policy or "not established"
+    return own if own == ours else f"{ours} by the limits to judge by, {own} by the pack's own"
+
+
 def _print(result: Verification) -> None:
-    typer.echo(f"verdict         {result.verdict or 'not established'}")
+    typer.echo(f"verdict         {_verdict(result)}")
     typer.echo(f"evidence level  {result.evidence_level or 'not stated'}")
     limits = ", ".join(f"{name} {value}" for name, value in (result.judged_by or {}).items())
     typer.echo(f"judged by       {plain(limits) or '-'}")

@@ -171,10 +171,10 @@ def check_target(target: Path) -> None:
 
 
 def _refuse_inconsistent(run: RunDir, result: Recheck) -> None:
-    if result.errors:
-        more = f" (and {len(result.errors) - 1} more)" if len(result.errors) > 1 else ""
+    if errors := (*result.other_limits, *result.errors):
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise EvidenceError(
-            f"the evidence in {run.root} is not consistent: {result.errors[0]}{more}",
+            f"the evidence in {run.root} is not consistent: {errors[0]}{more}",
             "clear the step that made it, so that it is redone",
         )
     if result.unmet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -28,6 +28,11 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 
 _EDIT = ("edit_type", "spec", "scope", "status", *EditParameters.model_fields)
 """What of an edit decides how a variant is made."""
+_MEASURED_BY = (
+    *("spectral.scope", "spectral.norm_collapse.collapsed_below", "spectral.norm_collapse.eligible_above"),
+    *("rmt.windows.", "variance."),
+)
+"""Limits that decide what is measured: which matrices, rows and windows, and which scales are tried on the losses."""
 _KEPT = 24
 """Parsed files and the like kept at a time: what the reports of one scenario have in common."""
 T = TypeVar("T")
@@ -42,8 +47,28 @@ class Campaign:
     plan: CampaignPlan
     settings: Settings
     policy: Policy
-    """The limits it was judged by, not necessarily the ones to judge by."""
+    """The limits it was judged by."""
+    limits: Policy
+    """The limits to judge by."""
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def other_limits(self) -> dict[str, str]:
+        """By key, every limit that is not the one to judge by (where it comes from may be worded differently)."""
+        found = {}
+        for key in sorted(self.policy.thresholds.keys() | self.limits.thresholds.keys()):
+            ours, theirs = (
+                p.thresholds[key].value if key in p.thresholds else None for p in (self.limits, self.policy)
+            )
+            if ours != theirs:
+                found[key] = f"{self.at(layout.POLICY)}: {key} is {theirs!r}, to be judged by is {ours!r}"
+        return found
+
+    def under_limits(self) -> Campaign | None:
+        """The same campaign under the limits to judge by; None when these ask for other figures."""
+        if any(key.startswith(_MEASURED_BY) for key in self.other_limits):
+            return None
+        return replace(self, policy=self.limits, _kept={})
 
     @cached_property
     def digests(self) -> tuple[str, str]:
@@ -102,7 +127,7 @@ class Campaign:
 
 
 def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[Campaign, list[str]]:
-    """Parse the frozen inputs; returns them and every way in which they disagree.
+    """Parse the frozen inputs; returns them and every way in which they disagree (`Campaign.other_limits` apart).
 
     Args:
         limits: what to judge by; None means the installed package's limits for the campaign's tier and profile.
@@ -117,13 +142,13 @@ def open_campaign(files: Files, where: Layout, limits: Policy | None) -> tuple[C
     settings_data = _read(files, at(layout.SETTINGS))
     settings = Settings.parse(settings_data, at(layout.SETTINGS))
     policy = Policy.parse(_read(files, at(layout.POLICY)), at(layout.POLICY))
-    campaign = Campaign(files, where, plan, settings, policy)
     try:
-        manifest = parse_as(Manifest, campaign.read(layout.SCENARIOS), at(layout.SCENARIOS))
+        manifest = parse_as(Manifest, _read(files, at(layout.SCENARIOS)), at(layout.SCENARIOS))
         expected = limits or resolve_policy(settings.tier, settings.profile)
     except BadInput as error:
         raise EvidenceError(error.what) from error
-    errors = [f"{at(layout.POLICY)}: {text}" for text in _raised(policy, expected)]
+    campaign = Campaign(files, where, plan, settings, policy, expected)
+    errors = []
     if digest_json(portable(parse_json(settings_data, at(layout.SETTINGS)))) != plan.settings_digest:
         errors.append(f"{at(layout.SETTINGS)}: not the settings that {at(layout.PLAN)} was made from")
     if manifest.scenarios != plan.scenarios:
@@ -159,14 +184,6 @@ def entry(value: Json, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-
-def _raised(policy: Policy, expected: Policy) -> Iterator[str]:
-    """Limits that are not the ones to judge by (where they come from may be worded differently)."""
-    for key in sorted(policy.thresholds.keys() | expected.thresholds.keys()):
-        ours, theirs = (p.thresholds[key].value if key in p.thresholds else None for p in (expected, policy))
-        if ours != theirs:
-            yield f"{key} is {theirs!r}, to be judged by is {ours!r}"
 
 
 def _edits(campaign: Campaign) -> Iterator[str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from evpack.catalog.policy import EvidenceLevel, Policy
 from evpack.catalog.scenarios import Category
+from evpack.errors import EvpackError, IntegrityError
 from evpack.files import Json, canonical_json, iso_time, pretty_json
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry, open_campaign, unusual
@@ -24,7 +25,7 @@ from evpack.pack.manifest import evidence_level
 from evpack.pack.profiles import Profile, strictest
 from evpack.pack.recheck_model import ModelFacts, check_model
 from evpack.pack.recheck_repeats import repeats_problems
-from evpack.pack.recheck_report import Judged, judge_report, pack_name
+from evpack.pack.recheck_report import Judged, judge_again, judge_report, pack_name
 from evpack.verdict.evidence import ReportKey, expected_reports
 from evpack.verdict.rules import Verdict, compile_outcomes
 
@@ -38,13 +39,18 @@ _CHUNK = 16
 class Recheck:
     """What recomputing a pack's evidence gave."""
 
+    other_limits: tuple[str, ...]
+    """Limits of the campaign that are not the ones to judge by."""
     errors: tuple[str, ...]
     """Everything that does not follow."""
     unmet: tuple[str, ...]
     """What does not meet the profile that the campaign, or the caller, asks for."""
     warnings: tuple[str, ...]
     verdict: str
-    """PASS, FAIL or INCOMPLETE, as compiled again."""
+    """PASS, FAIL or INCOMPLETE, as compiled again under the campaign's own limits."""
+    by_limits: str | None
+    """The same under the limits to judge by, from reports made again; None where these ask for figures that were not
+    measured, or where something does not follow anyway."""
     campaign: Campaign
     reports: int
     """Reports that were recomputed."""
@@ -111,7 +117,8 @@ def recheck(
         facts[model.name] = check_model(campaign, model, with_report)
         errors += facts[model.name].errors
     asked = strictest(campaign.settings.verify_profile, profile)
-    judged = _judge_all(_Work(campaign, facts, asked), reports, jobs if len(there) >= _PARALLEL_FROM else 1)
+    other = campaign.under_limits() if campaign.other_limits else None
+    judged = _judge_all(_Work(campaign, facts, asked, other), reports, jobs if len(there) >= _PARALLEL_FROM else 1)
     errors += [text for one in judged for text in one.errors]
     errors += [f"{name}: a report that the plan does not ask for" for name in _strangers(files, reports)]
     try:
@@ -123,10 +130,12 @@ def recheck(
     usable = [one for one in judged if one.usable]
     times = [stated_at, iso_time(campaign.plan.created_at), *(one.made_at for one in usable)]
     return Recheck(
+        other_limits=tuple(campaign.other_limits.values()),
         errors=tuple(errors),
         unmet=tuple(text for one in judged for text in one.unmet),
         warnings=(*_unusable(judged), *(text for one in judged for text in one.doubts), *unusual(campaign)),
         verdict=verdict.word,
+        by_limits=verdict.word if not campaign.other_limits else None if errors else _by_limits(other, judged),
         campaign=campaign,
         reports=len(usable),
         error_injection_reports=sum(_is_fault(campaign, one.key) for one in usable),
@@ -147,10 +156,21 @@ class _Work:
     campaign: Campaign
     facts: Mapping[str, ModelFacts]
     profile: Profile
+    other: Campaign | None
+    """The campaign under the limits to judge by, where they are others."""
 
     def judge(self, key: ReportKey, path: str) -> Judged:
         """One report."""
-        return judge_report(self.campaign, self.facts[key.model], key, path, self.profile)
+        facts = self.facts[key.model]
+        judged = judge_report(self.campaign, facts, key, path, self.profile)
+        if self.other is None or judged.errors:
+            return judged
+        try:
+            return replace(judged, by_limits=judge_again(self.other, facts, key, path))
+        except IntegrityError:
+            raise
+        except (EvpackError, *MALFORMED):
+            return judged
 
 
 def _judge_all(work: _Work, reports: Mapping[ReportKey, str], jobs: int) -> list[Judged]:
@@ -207,6 +227,15 @@ def _compile(campaign: Campaign, judged: list[Judged]) -> tuple[Verdict, datetim
         timestamp=str(stated),
     )
     return verdict, iso_time(stated)
+
+
+def _by_limits(other: Campaign | None, judged: list[Judged]) -> str | None:
+    """The verdict under the limits to judge by, None where not every outcome is known."""
+    outcomes = {one.key: one.by_limits for one in judged if one.by_limits is not None}
+    if other is None or len(outcomes) < len(judged):
+        return None
+    order = other.settings.guards_order
+    return compile_outcomes(other.plan, outcomes, other.policy, guards_order=order, timestamp="").word
 
 
 def _verdict_files(campaign: Campaign, verdict: Verdict) -> Iterator[str]:

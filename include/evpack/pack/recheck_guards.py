@@ -74,6 +74,25 @@ class Case:
         name = self.place + layout.ACTIVATIONS
         return ActivationRecords.parse(self.campaign.read(name), name)
 
+    @cached_property
+    def probed(self) -> tuple[ActivationRecords, ActivationRecords]:
+        """What probes read, of the subject and of the baseline."""
+        names = [self.place + name for name in (probes.SUBJECT_FILE, probes.BASELINE_FILE)]
+        subject, baseline = (ActivationRecords.parse(self.campaign.read(name), name) for name in names)
+        return subject, baseline
+
+    @property
+    def probe(self) -> Block:
+        """What a probe says of the case that it is of."""
+        return {
+            "model_id": self.campaign.plan.model(self.key.model).id,
+            "error_type": self.key.scenario,
+            "run": self.key.run,
+            "seed": self.losses.seed,
+            "subject": self.subject.digest,
+            "baseline": self.baseline_digest,
+        }
+
     @property
     def spectral_name(self) -> str:
         """Where the baseline's matrices stand."""
@@ -105,10 +124,9 @@ def guard_problems(case: Case) -> Iterator[str]:
         yield "the subject that was scored is not the variant that is packed"
     for name in GUARD_FLAGS:
         given = case.report[name]
-        own = _FIGURES.get(name)
-        if name in order and own and case.place + own not in case.campaign.files:
+        if name in order and not _has_figures(case, name):
             if not _could_not_run(name, given):
-                yield f"{name}: its figures are missing: {case.place}{own}"
+                yield f"{name}: its figures are missing: {case.place}{_FIGURES[name]}"
             continue
         remade = {name: _BLOCKS[name](case)} if name in order else {}
         yield from differences(guard_block(name, remade, order), given, name)
@@ -140,31 +158,44 @@ def guard_problems(case: Case) -> Iterator[str]:
             yield from _probe_problems(case, file)
 
 
-def _probe_problems(case: Case, file: str) -> Iterator[str]:
-    """A probe is made again like a guard; one that could not run is never triggered, so it is believed."""
-    given = case.campaign.document(case.place + file)
-    about = {
-        "model_id": case.campaign.plan.model(case.key.model).id,
-        "error_type": case.key.scenario,
-        "run": case.key.run,
-        "seed": case.losses.seed,
-        "subject": case.subject.digest,
-        "baseline": case.baseline_digest,
+def blocks_again(case: Case) -> dict[str, Block]:
+    """The guards' blocks of a report without problems as the campaign's limits give them."""
+    return {
+        name: _BLOCKS[name](case) if _has_figures(case, name) else case.report[name]
+        for name in GUARD_FLAGS
+        if name in case.campaign.settings.guards_order
     }
-    if given == probes.failed(file, about, str(given.get("error"))):
+
+
+def probes_again(case: Case) -> dict[str, Block]:
+    """The same of its probes, by file; one that could not run is as it was."""
+    files = probes.wanted(case.campaign.plan.scenario(case.key.scenario))
+    return {file: _probe(case, file) for file in files if case.place + file in case.campaign.files}
+
+
+def _has_figures(case: Case, name: str) -> bool:
+    return name not in _FIGURES or case.place + _FIGURES[name] in case.campaign.files
+
+
+def _probe(case: Case, file: str) -> Block:
+    """A probe made again like a guard; one that could not run is never triggered, so it is believed."""
+    given = case.campaign.document(case.place + file)
+    if given == probes.failed(file, case.probe, str(given.get("error"))):
+        return dict(given)
+    return probes.probe(file, case.probe, case.campaign.policy, *case.probed, _trial(case, given))
+
+
+def _probe_problems(case: Case, file: str) -> Iterator[str]:
+    given = case.campaign.document(case.place + file)
+    if given == probes.failed(file, case.probe, str(given.get("error"))):
         return
-    names = [case.place + name for name in (probes.SUBJECT_FILE, probes.BASELINE_FILE)]
-    subject, baseline = (ActivationRecords.parse(case.campaign.read(name), name) for name in names)
+    sides = ("subject", case.subject.digest), ("baseline", case.baseline_digest)
     every = tuple(window.id for window in case.losses.windows)
-    for records, side, digest in (
-        (subject, "subject", case.subject.digest),
-        (baseline, "baseline", case.baseline_digest),
-    ):
+    for records, (side, digest) in zip(case.probed, sides, strict=True):
         theirs = (records.side, records.checkpoint_digest, records.run, records.windows_digest, records.windows)
         if theirs != (side, digest, case.key.run, case.losses.windows_digest, every):
             yield f"{file}: the {side}'s figures are not of every window of this run"
-    remade = probes.probe(file, about, case.campaign.policy, subject, baseline, _trial(case, given))
-    yield from differences(remade, given, file)
+    yield from differences(_probe(case, file), given, file)
 
 
 def _invariants(case: Case) -> Block:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,14 +12,14 @@ from evpack.errors import EvidenceError, IntegrityError
 from evpack.evaluation.assess import paired_differences
 from evpack.evaluation.bca_check import bca_doubt
 from evpack.evaluation.records import WindowRecords
-from evpack.evaluation.report import provider_digest, recompute
+from evpack.evaluation.report import RecordFile, ReportMeta, build_report, provider_digest, recompute
 from evpack.files import canonical_json, iso_time, pretty_json, sha256_bytes
 from evpack.pack import layout
 from evpack.pack.evidence import MALFORMED, Campaign, entry
 from evpack.pack.papers import subject_of
 from evpack.pack.profiles import Profile, unexpected
 from evpack.pack.provenance import NO_IMAGE
-from evpack.pack.recheck_guards import Case, guard_problems
+from evpack.pack.recheck_guards import Case, blocks_again, guard_problems, probes_again
 from evpack.pack.recheck_model import ModelFacts, window_problems
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_report
 from evpack.verdict.outcome import RunOutcome, judge
@@ -50,6 +50,8 @@ class Judged:
     """When it says it was made; None when it does not say so in ISO 8601 with a time zone."""
     verified: bytes | None = None
     """verify.json as it must stand beside a report."""
+    by_limits: RunOutcome | None = None
+    """The outcome under the limits to judge by, where they are others and it was asked for."""
 
     @property
     def usable(self) -> bool:
@@ -84,6 +86,40 @@ def judge_report(campaign: Campaign, facts: ModelFacts, key: ReportKey, path: st
         made_at=iso_time(entry(found.report, "artifacts", "generated_at")),
         verified=_verified(found, errors),
     )
+
+
+def judge_again(other: Campaign, facts: ModelFacts, key: ReportKey, path: str) -> RunOutcome:
+    """What a report that follows from its records would say under other limits, made again from the records.
+
+    Args:
+        other: the campaign under these limits (`Campaign.under_limits`).
+
+    Raises:
+        EvidenceError, or what `MALFORMED` names: when nothing can be made of them.
+    """
+    scenario, order = other.plan.scenario(key.scenario), other.settings.guards_order
+    found = read_report(other.plan, key, path, lambda name: other.files.get(pack_name(name)))
+    if found is not None and (report := found.report) is not None:
+        place = pack_name(path).removesuffix(layout.REPORT)
+        baseline_name = _baseline_name(key, place, report)
+        losses = WindowRecords.parse(other.files[place + layout.RECORDS], place + layout.RECORDS)
+        case = Case(other, key, report, place, losses, baseline_name.rpartition("/")[0] + "/", facts.baseline)
+        remade = build_report(
+            meta=ReportMeta(**{field.name: report["meta"][field.name] for field in fields(ReportMeta)}),
+            subject=RecordFile(layout.RECORDS, other.files[place + layout.RECORDS]),
+            baseline=RecordFile(report["records"]["baseline"]["path"], other.files[baseline_name]),
+            policy=other.policy,
+            guards=blocks_again(case),
+            guards_order=order,
+            dataset=report["dataset"],
+            provenance=report["provenance"],
+            edit=report["edit"],
+            generated_at=report["artifacts"]["generated_at"],
+            noop_shift=facts.noop_shift,
+            overhead=facts.overhead,
+        )
+        found = replace(found, report=remade, sidecars={**found.sidecars, **probes_again(case)})
+    return judge(key, path, found, scenario, order, other.digests)
 
 
 def pack_name(path: str) -> str:

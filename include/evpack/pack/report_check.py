@@ -98,7 +98,7 @@ def check_one(report: Path, profile: Profile, limits: Policy | None = None) -> R
     facts = check_model(campaign, campaign.plan.model(key.model), [key.scenario])
     judged = judge_report(campaign, facts, key, at)
     missed = tuple(unmet(parse_json(files[place], name), profile)) if judged.usable else ()
-    return ReportCheck(path, judged, (*inputs, *facts.errors), missed)
+    return ReportCheck(path, judged, (*campaign.other_limits.values(), *inputs, *facts.errors), missed)
 
 
 def where_is_pack(root: Path) -> bool:

@@ -80,13 +80,15 @@ class Verification:
     fingerprint: str | None
     """Signer, None when unsigned or when the bundle cannot be read."""
     verdict: str | None
-    """PASS, FAIL or INCOMPLETE as recomputed; None when it was not reached."""
+    """PASS, FAIL or INCOMPLETE as recomputed under the pack's own limits; None when it was not reached."""
     evidence_level: str | None
     """As earned; as the manifest states it where nothing was recomputed."""
     reports: int
     """Reports that were recomputed."""
     judged_by: Mapping[str, str] | None = None
-    """Tier and profile of the limits; None when nothing was recomputed."""
+    """Tier and profile of the pack's own limits; None when nothing was recomputed."""
+    verdict_by_policy: str | None = None
+    """The verdict under the caller's limits; None when it was not reached or cannot be had from what is packed."""
     skipped: bool = False
     """Whether the evidence was left unexamined because the caller said so."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class Verification:
             "authenticity": self.authenticity,
             "signer_fingerprint": self.fingerprint,
             "verdict": self.verdict,
+            "verdict_by_policy": self.verdict_by_policy,
             "evidence_level": self.evidence_level,
             "policy": self.judged_by,
             "verify": {"reports": self.reports},
@@ -140,6 +143,8 @@ class Demands:
     """An unsigned pack or a missing trusted key is an error instead of a weaker outcome."""
     policy: Policy | None = None
     """Limits to judge by; without it, the installed package's for the tier and profile of the campaign."""
+    own_limits: bool = False
+    """A pack that was judged by other limits than these is not refused."""
     profile: Profile = "dev"
     """What reports have to meet, where the campaign asked for less."""
     max_age: timedelta | None = None
@@ -246,6 +251,7 @@ def verify_files(
         evidence_level=_earned(document or {}, result) if result else (document or {}).get("evidence_level"),
         reports=result.reports if result else 0,
         judged_by={"tier": result.campaign.policy.tier, "profile": result.campaign.policy.profile} if result else None,
+        verdict_by_policy=result.by_limits if result else None,
         skipped=demands.skip_evidence,
         manifest=document or {},
         files=files,
@@ -358,7 +364,8 @@ def _layout(document: Mapping[str, Any] | None) -> layout.Layout:
 def _evidence(files: Files, document: Mapping[str, Any], demands: Demands, jobs: int, state: _State) -> Recheck:
     where = _layout(document)
     result = recheck(files, where, demands.policy, profile=demands.profile, jobs=jobs)
-    for text in (*result.errors, *result.unmet):
+    raised = () if demands.own_limits else result.other_limits
+    for text in (*raised, *result.errors, *result.unmet):
         state.add(VerifyExit.EVIDENCE, text)
     state.warnings += result.warnings
     expected = manifest.restated(result.campaign, files.digests, result.summary(), result.repeats)
