@@ -191,8 +191,8 @@ def read_json(path: Path) -> Json:
     return parse_json(read_regular(path), str(path))
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a file, of a longer one than `parse_json` takes only as many as show that.
+def read_regular(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of a file, of a longer one than the limit only as many as show that.
 
     Raises:
         EvidenceError: when it is something else: a pipe, which may never end, a device, a directory.
@@ -202,7 +202,7 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise EvidenceError(f"{path}: is no file")
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            return stream.read(MAX_JSON_BYTES + 1)
+            return stream.read(limit + 1)
     finally:
         os.close(handle)
 

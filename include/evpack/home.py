@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evpack.errors import BadInput
 from evpack.files import expanded
+from evpack.sealed import check_outside
 
 ENV_NAME = "EVPACK_HOME"
 DEFAULT_NAME = ".evpack"
@@ -92,8 +93,9 @@ class Home:
         """Make the directory.
 
         Raises:
-            BadInput: when it cannot be written.
+            BadInput: when it cannot be written, or would lie in a sealed pack.
         """
+        check_outside(self.root / "keys", ENV_NAME)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK | os.X_OK):

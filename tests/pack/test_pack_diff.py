@@ -169,6 +169,45 @@ def test_an_attestation_says_what_the_pack_says(app: typer.Typer, good_pack: Bui
     assert verified(app, good_pack, envelope) == 0
 
 
+def test_a_pack_with_limits_of_its_own_is_attested_by_who_agrees(
+    app: typer.Typer, signing_key: Path, tmp_path: Path
+) -> None:
+    overrides = {"acceptance_range": {"max": 1.5}}
+    other = Campaign(tmp_path / "run")
+    other.policy = resolve_policy(other.settings.tier, other.settings.profile, overrides)
+    other.plan = other.plan.model_copy(update={"policy_overrides": overrides})
+    built = build(other.write().finish().run, key=signing_key)
+    args = ["attest", str(built.path), "--signing-key", str(signing_key)]
+    assert CliRunner().invoke(app, args).exit_code == 7
+    policy = ["--policy", str(other.run.policy)]
+    done = CliRunner().invoke(app, [*args, *policy])
+    assert done.exit_code == 0, done.output
+    envelope = built.path.with_name("evidence_pack.attestation.json")
+    pin = ["--expected-fingerprint", str(built.fingerprint), "--attestation", str(envelope)]
+    assert CliRunner().invoke(app, ["verify", *policy, *pin, str(built.path)]).exit_code == 0
+
+
+def test_an_attestation_replaces_nothing_but_an_attestation(
+    app: typer.Typer, good_pack: BuiltPack, signing_key: Path, envelope: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    shutil.copy(signing_key, key)
+    args = ["attest", str(good_pack.path), "--signing-key", str(key), "--out"]
+    done = CliRunner().invoke(app, [*args, str(key)])
+    assert isinstance(done.exception, BadInput) and "no attestation" in done.exception.what
+    assert key.read_bytes() == signing_key.read_bytes()
+    assert CliRunner().invoke(app, [*args, str(envelope)]).exit_code == 0
+
+
+def test_attesting_makes_no_key(
+    app: typer.Typer, good_pack: BuiltPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    done = CliRunner().invoke(app, ["attest", str(good_pack.path), "--out", str(tmp_path / "a.json")])
+    assert isinstance(done.exception, BadInput) and "--signing-key" in str(done.exception)
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

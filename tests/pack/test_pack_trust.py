@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evpack.errors import BadInput, MissingFile
-from evpack.pack import keys, trust
+from evpack.pack import attest, keys, trust
 
 ONE = "sha256:" + "1" * 64
 TWO = "sha256:" + "2" * 64
@@ -79,6 +80,30 @@ def test_a_private_key_is_not_taken_for_a_trusted_key(tmp_path: Path) -> None:
         trust.collect(trusted_keys=[tmp_path / "k"])
 
 
+def test_a_store_that_names_nobody_is_not_taken_for_no_store(tmp_path: Path) -> None:
+    store = write(tmp_path / "store.json", [])
+    with pytest.raises(BadInput, match="no signer"):
+        trust.collect(store=store)
+    assert trust.collect(store=store, fingerprints=[ONE]).fingerprints == {ONE}
+
+
+def test_several_keys_in_one_file_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        keys.write_keypair(tmp_path / name)
+    both = (tmp_path / "a.pub.pem").read_text() + (tmp_path / "b.pub.pem").read_text()
+    with pytest.raises(BadInput, match="several keys"):
+        trust.collect(trusted_keys=[write(tmp_path / "both", both)])
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for given in ({"trusted_keys": [tmp_path / "pipe"]}, {"store": tmp_path / "pipe"}):
+        with pytest.raises(BadInput, match="is no file"):
+            trust.collect(**given)  # type: ignore[arg-type]  # a keyword each
+    with pytest.raises(BadInput, match="is no file"):
+        attest.read(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("content", ["", "hello", "sha256:12", "sha256:" + "g" * 64])
 def test_a_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(BadInput):
@@ -90,5 +115,5 @@ def test_missing_and_oversized_files_are_refused(tmp_path: Path) -> None:
         trust.collect(trusted_keys=[tmp_path / "none"])
     with pytest.raises(BadInput, match="larger"):
         trust.collect(store=write(tmp_path / "big", " " * (keys.MAX_KEY_BYTES + 1)))
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is no file"):
         trust.collect(store=tmp_path)

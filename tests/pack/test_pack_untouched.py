@@ -57,6 +57,35 @@ def test_no_command_writes_into_a_pack(app: typer.Typer, pack: Path, words: list
     assert isinstance(done.exception, BadInput) and "sealed pack" in done.exception.what
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attest", "."],
+        ["build", "{run}", "--pack-dir", "{away}"],
+        ["keygen", "key"],
+        ["airflow", "setup"],
+        ["campaign", "run", "--suite", "fixture"],
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_no_command_begins_a_deployment_in_a_pack(
+    app: typer.Typer,
+    campaign: Campaign,
+    pack: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    named: bool,
+) -> None:
+    """Without EVPACK_HOME it would lie in the current directory."""
+    monkeypatch.chdir(pack)
+    if named:
+        monkeypatch.setenv("EVPACK_HOME", str(pack))
+    places = {"run": campaign.run.root, "away": pack.with_name("away")}
+    done = CliRunner().invoke(app, [word.format(**places) for word in words])
+    assert isinstance(done.exception, BadInput), done.output
+
+
 @pytest.mark.parametrize("inside", ["new", "results/new", "state"])
 def test_no_pack_is_built_into_another(campaign: Campaign, signing_key: Path, pack: Path, inside: str) -> None:
     with pytest.raises(BadInput, match="sealed pack"):

@@ -39,12 +39,12 @@ def register(app: typer.Typer) -> None:
         scenario whose ratio rose.
         """
         from evpack.files import pretty_json, write_atomic
-        from evpack.pack import layout
         from evpack.pack.diff import compare
         from evpack.plan.disk import check_file
+        from evpack.sealed import check_outside
 
         if html is not None:
-            layout.check_outside(html, "--html")
+            check_outside(html, "--html")
             check_file(html, "--html")
         trust = trust_of(trusted_key, expected_fingerprint, trust_store)
         limits = read_policy(policy) if policy else None

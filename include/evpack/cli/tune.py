@@ -31,9 +31,9 @@ def register(app: typer.Typer) -> None:
         from evpack.errors import BadInput
         from evpack.files import locked, pretty_json, utc_now, write_json
         from evpack.home import Home
-        from evpack.pack.layout import check_outside
         from evpack.plan.disk import check_file
         from evpack.processes import interrupted_by
+        from evpack.sealed import check_outside
         from evpack.tuning import POOL_WINDOWS, Request
         from evpack.tuning import tune as run_sweep
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         from evpack.checkpoint.reader import Checkpoint
         from evpack.errors import BadInput
         from evpack.files import AlreadyPublished, publishing
-        from evpack.pack.layout import check_outside
+        from evpack.sealed import check_outside
 
         check_outside(out, "--out")
         if not (directory / VARIANT_FILE).exists():

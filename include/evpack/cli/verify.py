@@ -85,12 +85,13 @@ def verify(
     """
     from evpack.errors import BadInput
     from evpack.files import pretty_json, write_atomic
-    from evpack.pack import attest, layout
+    from evpack.pack import attest
     from evpack.pack.verify import Demands, verify_pack
     from evpack.plan.disk import check_file
+    from evpack.sealed import check_outside
 
     if json_out is not None:
-        layout.check_outside(json_out, "--json-out")
+        check_outside(json_out, "--json-out")
         check_file(json_out, "--json-out")
     needs_evidence = {
         "--profile": None if profile == "dev" else profile,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from evpack.errors import BadInput, EvidenceError, IntegrityError
-from evpack.files import canonical_json, parse_json, pretty_json
+from evpack.files import canonical_json, parse_json, pretty_json, read_regular
 from evpack.pack import keys, layout, signature
 from evpack.pack.cells import cell_states
 from evpack.pack.inventory import Files
@@ -106,15 +106,24 @@ def check_statement(data: bytes, files: Files, where: Layout) -> None:
         raise EvidenceError("the attestation says something else than this pack")
 
 
+def is_envelope(path: Path) -> bool:
+    """Whether a file is an attestation."""
+    try:
+        return bool(_parse(read(path)).payload_type == PAYLOAD_TYPE)
+    except (BadInput, EvidenceError):
+        return False
+
+
 def read(path: Path) -> bytes:
     """The bytes of an attestation file.
 
     Raises:
-        BadInput: when it cannot be read or is too large.
+        BadInput: when it cannot be read, is too large or no file.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_ENVELOPE_BYTES + 1)
+        data = read_regular(path, MAX_ENVELOPE_BYTES)
+    except EvidenceError as error:
+        raise BadInput(f"attestation {error.what}", "check the path") from error
     except OSError as error:
         raise BadInput(f"attestation {path} cannot be read ({error.strerror})", "check the path") from error
     if len(data) > MAX_ENVELOPE_BYTES:

@@ -32,6 +32,7 @@ from evpack.pack.trust import Trust
 from evpack.plan.disk import existing_parent
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
+from evpack.sealed import check_outside
 from evpack.settings import Settings
 
 
@@ -154,7 +155,7 @@ def check_target(target: Path) -> None:
     """
     mend = "give another directory for the pack"
     try:
-        layout.check_outside(target, "pack directory")
+        check_outside(target, "pack directory")
         parent = existing_parent(target.parent)
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

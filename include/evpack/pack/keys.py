@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from evpack.errors import BadInput, MissingFile
 from evpack.files import AlreadyPublished, write_atomic
 from evpack.home import Home
-from evpack.pack import layout
+from evpack.sealed import check_outside
 
 MAX_KEY_BYTES = 16 << 10
 """Largest key file that is read; an Ed25519 PEM has 119 bytes."""
@@ -106,7 +106,7 @@ def write_keypair(private: Path) -> str:
     """
     if not private.name:
         raise BadInput(f"{str(private)!r} is no name for a key", "give a file name")
-    layout.check_outside(private, "signing key")
+    check_outside(private, "signing key")
     public = public_path(private)
     for path in (private, public):
         if path.exists() or path.is_symlink():
@@ -125,6 +125,11 @@ def write_keypair(private: Path) -> str:
     return fingerprint(key.public_key())
 
 
+def deployment_key_path(home: Home) -> Path:
+    """Where the private key of this deployment is, or will be."""
+    return home.keys / _DEPLOYMENT_KEY
+
+
 def deployment_key(home: Home) -> Path:
     """The private key of this deployment, made on first use in EVPACK_HOME/keys (directory 0700, file 0600).
 
@@ -134,7 +139,7 @@ def deployment_key(home: Home) -> Path:
     home.create()
     home.keys.mkdir(mode=0o700, exist_ok=True)
     home.keys.chmod(0o700)
-    private = home.keys / _DEPLOYMENT_KEY
+    private = deployment_key_path(home)
     if not private.exists():
         try:
             write_keypair(private)

@@ -16,19 +16,16 @@ into metadata/; `Layout.place` translates.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from evpack.errors import BadInput
+from evpack import sealed
 from evpack.evaluation.report import REPORT_NAME
 
-MANIFEST = "manifest.json"
-CHECKSUMS = "checksums.sha256"
+MANIFEST, CHECKSUMS = sealed.MANIFEST, sealed.CHECKSUMS
 SIGNATURE = "manifest.signature.json"
 CONTROL = (CHECKSUMS, MANIFEST, SIGNATURE)
 """Files that checksums.sha256 cannot cover: itself, what names its digest, and what signs that."""
@@ -117,17 +114,6 @@ def name_problem(name: str) -> str | None:
 def collisions(names: Iterable[str]) -> list[str]:
     """Names that a file system without case would confuse, as lower-case spellings, sorted."""
     return sorted(name for name, count in Counter(name.lower() for name in names).items() if count > 1)
-
-
-def check_outside(path: Path, what: str) -> None:
-    """Refuse to make anything inside a sealed pack, which is never changed; links on the way are followed.
-
-    Raises:
-        BadInput: naming the path as `what` calls it.
-    """
-    for root in Path(os.path.realpath(path)).parents:
-        if all((root / name).is_file() for name in (MANIFEST, CHECKSUMS)):
-            raise BadInput(f"{what} {path} lies inside the sealed pack {root}, and no pack changes", "write elsewhere")
 
 
 def report_dir(model: str, scenario: str, category: str, run: int) -> str:

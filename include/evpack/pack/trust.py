@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from evpack.errors import BadInput, EvidenceError, MissingFile
-from evpack.files import Json, parse_json
+from evpack.files import Json, parse_json, read_regular
 from evpack.pack import keys
 
 Authenticity = Literal["pinned", "unpinned", "mismatch", "unsigned"]
@@ -57,6 +57,8 @@ def collect(
     accepted |= {_key_file(path) for path in trusted_keys}
     if store is not None:
         accepted |= _store(store)
+        if not accepted:  # whoever names a store means to trust somebody; nobody would pass for no choice at all
+            raise BadInput(f"trust store {store} names no signer", _MEND)
     elif not accepted:
         default = default_store(os.environ if environ is None else environ)
         if default is not None and default.is_file():
@@ -81,6 +83,8 @@ def _key_file(path: Path) -> str:
     data = _read(path, "trusted key")
     if b"PRIVATE KEY" in data:
         raise BadInput(f"trusted key {path} holds a private key", "give the public half (<name>.pub.pem) only")
+    if data.count(b"-----BEGIN ") > 1:
+        raise BadInput(f"trusted key {path} holds several keys", "give each in a file of its own")
     if data.lstrip().startswith(b"sha256:"):
         return _fingerprint(data.decode("ascii", "replace"), f"the content of trusted key {path}")
     try:
@@ -112,10 +116,11 @@ def _store(path: Path) -> set[str]:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(keys.MAX_KEY_BYTES + 1)
+        data = read_regular(path, keys.MAX_KEY_BYTES)
     except FileNotFoundError as error:
         raise MissingFile(f"{what} {path} does not exist", "check the path") from error
+    except EvidenceError as error:
+        raise BadInput(f"{what} {error.what}", "check the path") from error
     except OSError as error:
         raise BadInput(f"{what} {path} cannot be read ({error.strerror})", "check the path and its mode") from error
     if len(data) > keys.MAX_KEY_BYTES:
