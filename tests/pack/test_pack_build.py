@@ -17,7 +17,7 @@ from pack_guards import Model
 from evpack.errors import BadInput, DiskFull, EvidenceError, IntegrityError
 from evpack.files import pretty_json, read_json, sha256_bytes, tree_digests, write_json
 from evpack.pack import build as building
-from evpack.pack import layout
+from evpack.pack import inventory, layout
 from evpack.pack.build import build
 from evpack.pack.trust import Trust
 from evpack.pack.verify import Demands, verify_pack
@@ -158,16 +158,53 @@ def test_another_signer_or_a_damaged_pack_supersedes_too(campaign: Campaign, sig
     assert third.fingerprint == first.fingerprint and strict(third.path, third.fingerprint).ok
 
 
-@pytest.mark.parametrize("what", ["file", "directory", "link"])
+@pytest.mark.parametrize("how", ["hidden file", "empty directory", "link"])
+def test_a_standing_pack_that_does_not_verify_is_not_kept(campaign: Campaign, signing_key: Path, how: str) -> None:
+    first = build(campaign.run, key=signing_key)
+    spoiled = {
+        "hidden file": lambda path: (path / ".DS_Store").write_bytes(b""),
+        "empty directory": lambda path: (path / "new").mkdir(),
+        "link": lambda path: (path / "new").symlink_to(path / layout.README),
+    }
+    spoiled[how](first.path)
+    again = build(campaign.run, key=signing_key)
+    assert not again.kept and again.superseded and strict(again.path, again.fingerprint).ok
+
+
+@pytest.mark.parametrize(("limit", "less"), [("MAX_PACK_BYTES", 2000), ("MAX_PACK_BYTES", 100_000), ("MAX_FILES", 1)])
+def test_nothing_is_sealed_that_a_verifier_refuses_for_its_size(
+    campaign: Campaign, signing_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, less: int
+) -> None:
+    found = inventory.load(build(campaign.run, key=signing_key, out=tmp_path / "first").path)
+    size = {"MAX_PACK_BYTES": found.total, "MAX_FILES": len(found.files)}[limit]
+    monkeypatch.setattr(inventory, limit, size - less)
+    with pytest.raises(EvidenceError, match="beyond the limit"):
+        build(campaign.run, key=signing_key)
+    assert not campaign.run.pack.exists()
+
+
+def test_a_file_that_is_too_large_is_named(
+    campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "MAX_FILE_BYTES", 20_000)
+    with pytest.raises(EvidenceError, match=r"evaluation.*more than the limit of 20000"):
+        build(campaign.run, key=signing_key)
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "web app", "web app with sums", "link"])
 def test_something_else_at_the_target_is_never_touched(
     campaign: Campaign, signing_key: Path, tmp_path: Path, what: str
 ) -> None:
     target = tmp_path / "target"
     if what == "file":
         target.write_text("mine")
-    elif what == "directory":
+    elif what != "link":
         target.mkdir()
         (target / "mine").write_text("mine")
+        if what != "directory":
+            (target / layout.MANIFEST).write_text('{"name": "my web app"}')
+        if what == "web app with sums":
+            (target / layout.CHECKSUMS).write_text("")
     else:
         target.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BadInput):
@@ -208,6 +245,17 @@ def test_leftovers_of_a_killed_build_are_swept(campaign: Campaign, signing_key: 
     (left / "manifest.json").write_text("{}")
     build(campaign.run, key=signing_key)
     assert not left.exists()
+
+
+@pytest.mark.parametrize(("target", "other"), [("pack[1]", "pack1"), ("pack", "pack.v2"), ("p*", "pack")])
+def test_leftovers_are_those_of_the_target_itself(
+    campaign: Campaign, signing_key: Path, tmp_path: Path, target: str, other: str
+) -> None:
+    mine, theirs = (tmp_path / f".{name}.123-abc.tmp" for name in (target, other))
+    for left in (mine, theirs):
+        left.mkdir()
+    build(campaign.run, key=signing_key, out=tmp_path / target)
+    assert not mine.exists() and theirs.exists()
 
 
 def test_a_failed_campaign_is_packed_and_its_pack_verifies(

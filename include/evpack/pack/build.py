@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import Json, disk_errors, fsync_tree, pretty_json, sha256_bytes, utc_now
+from evpack.files import Json, disk_errors, fsync_tree, pretty_json, read_regular, sha256_bytes, utc_now
 from evpack.pack import checksums, inventory, keys, layout, manifest, pages, provenance, signature, verify
 from evpack.pack.collect import collect
-from evpack.pack.inventory import Files
+from evpack.pack.inventory import Files, Inventory
 from evpack.pack.layout import LAYOUTS, Layout, LayoutName
 from evpack.pack.readme import readme
 from evpack.pack.recheck import Recheck, recheck
@@ -86,8 +87,16 @@ class _Stage:
         path.write_bytes(data)
 
     def files(self) -> Files:
-        """What is there by now."""
-        return inventory.load(self.root).files
+        """What is there by now.
+
+        Raises:
+            EvidenceError: when a verifier would refuse it as it lies there, as it does what is too large.
+        """
+        found = inventory.load(self.root)
+        if found.problems:
+            mend = "seal fewer models, scenarios or runs in one campaign" if not found.complete else ""
+            raise EvidenceError(f"no pack: a verifier would refuse it: {found.problems[-1]}", mend)
+        return found.files
 
 
 def own_limits(run: RunDir) -> Policy:
@@ -136,12 +145,13 @@ def build(
         warnings = [*result.warnings, *(pages.add(result, signer, stage.add) if html else ())]
         files, before = stage.files(), _standing(target)
         if before is not None and _same(before, files, stage.layout, signer, limits):
-            digest = before.digests[layout.MANIFEST]
+            digest = before.files.digests[layout.MANIFEST]
             return BuiltPack(target, f"sha256:{digest}", signer, result.level, True, None, tuple(warnings))
         aside = _free_name(target, utc_now()) if before is not None else None
-        supersedes = {"name": aside, "manifest_digest": _digest(before)} if before is not None and aside else None
+        supersedes = {"name": aside, "manifest_digest": _digest(before.files)} if before is not None and aside else None
         facts = manifest.Facts(utc_now(), result.level, run.root.name, signer, supersedes)
         sealed = _seal(stage, files, facts, result, private)
+        stage.files()
         fsync_tree(stage.root)
         _publish(stage.root, target, aside, directory)
     return BuiltPack(target, f"sha256:{sha256_bytes(sealed)}", signer, result.level, False, aside, tuple(warnings))
@@ -165,10 +175,19 @@ def check_target(target: Path) -> None:
             return
         if target.is_symlink() or not target.is_dir():
             raise BadInput(f"{target} is not a directory of its own", mend)
-        if any(target.iterdir()) and not (target / layout.MANIFEST).is_file():
+        if any(target.iterdir()) and not _is_pack(target):
             raise BadInput(f"{target} is not empty and holds no pack", mend)
     except OSError as error:
         raise BadInput(f"{target} cannot be written ({error.strerror})", mend) from error
+
+
+def _is_pack(path: Path) -> bool:
+    """Whether a directory is a pack by its own words; many other things have a manifest.json."""
+    try:
+        manifest.parse(read_regular(path / layout.MANIFEST, manifest.MAX_MANIFEST_BYTES))
+    except (FileNotFoundError, EvidenceError):
+        return False
+    return (path / layout.CHECKSUMS).is_file()
 
 
 def _refuse_inconsistent(run: RunDir, result: Recheck) -> None:
@@ -217,7 +236,8 @@ def _exclusive(target: Path) -> Iterator[int]:
         ) from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        for left in target.parent.glob(f".{target.name}.*.tmp"):
+        staged = re.compile(rf"\.{re.escape(target.name)}\.[0-9]+-[0-9a-f]+\.tmp")
+        for left in [path for path in target.parent.iterdir() if staged.fullmatch(path.name)]:
             if _was_being_published(left, target):
                 left.rename(target)
                 os.fsync(directory)
@@ -254,24 +274,25 @@ def _was_being_published(left: Path, target: Path) -> bool:
     return bool(named["manifest_digest"] == f"sha256:{sha256_bytes(data)}")
 
 
-def _standing(target: Path) -> Files | None:
+def _standing(target: Path) -> Inventory | None:
     """The pack that stands at the target, None when nothing does.
 
     Raises:
         BadInput: when something other than a pack stands there (`check_target`; it may have come since).
     """
     check_target(target)
-    return inventory.load(target).files if target.is_dir() and any(target.iterdir()) else None
+    return inventory.load(target) if target.is_dir() and any(target.iterdir()) else None
 
 
-def _same(before: Files, files: Files, where: Layout, signer: str | None, limits: Policy) -> bool:
+def _same(standing: Inventory, files: Files, where: Layout, signer: str | None, limits: Policy) -> bool:
     """Whether a standing pack is intact and holds the same evidence by the same signer.
 
     environment.json is left out: it says when it was recorded.
     """
+    before = standing.files
     volatile = where.control() | {layout.ENVIRONMENT}
     names = (before.keys() | files.keys()) - volatile
-    if any(before.digests.get(name) != files.digests.get(name) for name in names):
+    if standing.problems or any(before.digests.get(name) != files.digests.get(name) for name in names):
         return False
     trust = Trust(frozenset({signer} if signer else ()))
     judged = verify.verify_files("", before, [], trust, verify.Demands(policy=limits))
