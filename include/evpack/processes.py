@@ -1,6 +1,6 @@
 """Which process is meant, long after it was noted: ids are given again, and times of start move with the clock.
 
-And how signals end this one.
+And how signals end this one, and how many at once have a core each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ _UNSEEN = ""
 _PROC = Path("/proc")
 _STATE, _START = 0, 19
 """Places in /proc/<pid>/stat behind the name: state, and start in clock ticks since the system booted (proc(5))."""
+
+
+def cores() -> int:
+    """Cores this process may use; all of the host's where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_of(pid: int) -> str | None:

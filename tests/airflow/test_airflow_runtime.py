@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from evpack.home import Home
-from evpack.runtime.pools import cores, cpu_slots, pool_slots
+from evpack.processes import cores
+from evpack.runtime.pools import cpu_slots, pool_slots
 from evpack.runtime.process import StepProcess, die_with_parent, step_command, step_environment
 from tests.waiting import DEADLINE_S, until_gone
 

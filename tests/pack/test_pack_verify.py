@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -352,6 +353,20 @@ def test_many_reports_are_judged_in_processes_with_the_same_outcome(
     monkeypatch.setattr(module, "_PARALLEL_FROM", 1)
     monkeypatch.setattr(module, "_CHUNK", 2)
     assert verify_pack(good_pack.path, trust, jobs=2).to_json() == alone.to_json()
+
+
+@pytest.mark.parametrize(("host", "processes"), [(1, 1), (2, 2), (64, 3)])
+def test_a_large_host_takes_no_more_memory(
+    good_pack: BuiltPack, monkeypatch: pytest.MonkeyPatch, host: int, processes: int
+) -> None:
+    """Also where a system does not say which cores a process may use."""
+    asked: list[int] = []
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: host)
+    monkeypatch.setattr("evpack.pack.verify.recheck", lambda *_, jobs, **__: asked.append(jobs))
+    with contextlib.suppress(AttributeError):
+        verify_pack(good_pack.path)
+    assert asked == [processes]
 
 
 def test_without_processes_it_takes_longer_and_finds_the_same(

@@ -10,14 +10,10 @@ import psutil
 from evpack.home import Home
 from evpack.plan.hosts import chosen_hosts
 from evpack.plan.lanes import CPU_POOL, GPU_POOL, pool_of
+from evpack.processes import cores
 
 STEP_MEMORY_BYTES = 4 * 10**9
 """Memory set aside for one step on the CPU; the largest step of the demo campaign stays below 3 GB."""
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_slots() -> int:

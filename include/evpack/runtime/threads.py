@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from evpack.plan.model import CampaignPlan, StepType
+from evpack.processes import cores
 from evpack.rundir import RunDir
-from evpack.runtime.pools import cores, cpu_slots
+from evpack.runtime.pools import cpu_slots
 from evpack.settings import Settings
 
 
