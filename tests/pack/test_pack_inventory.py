@@ -93,6 +93,22 @@ def test_everything_but_plain_files_is_a_problem(tmp_path: Path, how: str) -> No
     assert found.files["README.md"] == b"hello\n"
 
 
+@pytest.mark.parametrize("how", ["link outside", "dangling link", "pipe"])
+def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    root = tree(tmp_path / "p")
+    before = {name.name for name in root.rglob("*")}
+    spoil(root, how)
+    opened: list[str] = []
+
+    def watched(path: Path, *args: int) -> int:
+        opened.append(Path(path).name)
+        return really(path, *args)
+
+    really = os.open
+    monkeypatch.setattr(inventory.os, "open", watched)
+    assert inventory.load(root).problems and set(opened) <= before
+
+
 def test_limits_on_count_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(tmp_path / "p")
     monkeypatch.setattr(inventory, "MAX_FILE_BYTES", 4)

@@ -63,6 +63,33 @@ def test_a_pack_without_its_plan_is_not_readable(good_pack: BuiltPack, tmp_path:
     assert done.exit_code == 2 and "plan.json" in done.output
 
 
+@pytest.mark.parametrize("text", ["5", "[]", "{}"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("manifest.json", "state/plan.json", "state/settings.json", "state/policy.json", "state/scenarios.json"),
+        *("state/model_revisions.json", "state/tuned_edit_params.json", "metadata/environment.json"),
+        *("metadata/source_repo.json", "state/models/example__tiny/model_profile.json"),
+        "reports/example__tiny/quant_clean/run_1/records.json",
+    ],
+)
+def test_anything_in_a_pack_gives_an_outcome(good_pack: BuiltPack, tmp_path: Path, name: str, text: str) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(good_pack.path, pack)
+    (pack / name).write_text(text)
+    done = CliRunner().invoke(build_app(), ["report", "verify", str(pack / "reports/example__tiny/quant_clean/run_1")])
+    assert done.exit_code in (0, 1, 2) and isinstance(done.exception, SystemExit | None), done.output
+
+
+def test_a_manifest_that_is_a_link_is_refused(good_pack: BuiltPack, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(good_pack.path, pack)
+    (pack / "manifest.json").rename(tmp_path / "elsewhere")
+    (pack / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    done = CliRunner().invoke(build_app(), ["report", "verify", str(pack / "reports/example__tiny/quant_clean/run_1")])
+    assert done.exit_code == 2 and "manifest.json is no file" in done.output
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [

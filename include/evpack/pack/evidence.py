@@ -227,7 +227,8 @@ def _provenance(campaign: Campaign) -> Iterator[str]:
         except BadInput as error:
             yield error.what
     if campaign.has(layout.ENVIRONMENT):
-        missing = {"recorded_at", "platform", "python_version"} - set(campaign.document(layout.ENVIRONMENT))
+        machine = campaign.document(layout.ENVIRONMENT)
+        missing = {"recorded_at", "platform", "python_version"} - set(machine if isinstance(machine, dict) else ())
         if missing:
             yield f"{campaign.at(layout.ENVIRONMENT)} lacks {', '.join(sorted(missing))}"
 

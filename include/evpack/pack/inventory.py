@@ -133,6 +133,8 @@ def _directory(path: Path, prefix: str, depth: int, found: Inventory) -> None:
                 found.problems.append(f"{name!r}: directories nested deeper than {MAX_DEPTH}")
             else:
                 _directory(path / entry.name, name + "/", depth + 1, found)
+        elif not entry.is_file(follow_symlinks=False):
+            found.problems.append(f"{name!r}: {'symbolic link' if entry.is_symlink() else 'not a regular file'}")
         elif len(found.files) >= MAX_FILES or found.total > MAX_PACK_BYTES:
             raise _TooMuch(f"{name!r}: beyond the limit of {MAX_FILES} files or {MAX_PACK_BYTES} bytes")
         else:
@@ -147,8 +149,7 @@ def _file(path: Path, name: str, found: Inventory) -> None:
                 digest.update(piece)
                 size += len(piece)
     except OSError as error:
-        what = "symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
-        found.problems.append(f"{name!r}: {what}")
+        found.problems.append(f"{name!r}: cannot be read ({error.strerror})")
     except _Refused as error:
         found.problems.append(f"{name!r}: {error}")
     else:

@@ -36,7 +36,7 @@ _PACKAGES = ("evpack", "torch", "transformers", "numpy", "scipy", "safetensors",
 
 
 def collect_source_repo(start: Path, *, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The source_repo.json value: from the file that EVPACK_SOURCE_REPO names, else git, else the installed build.
+    """The source_repo.json value: from the file that EVPACK_SOURCE_REPO names, else the installed build, else git.
 
     Args:
         start: a directory of this project that the checkout tracks (a checkout that merely surrounds an

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evpack.catalog.policy import Policy
-from evpack.errors import BadInput, MissingFile
+from evpack.errors import BadInput, EvidenceError, MissingFile
 from evpack.files import parse_json
 from evpack.pack import inventory, layout
 from evpack.pack.build import own_limits
 from evpack.pack.collect import contents
-from evpack.pack.evidence import entry, open_campaign
+from evpack.pack.evidence import MALFORMED, entry, open_campaign
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 from evpack.pack.profiles import Profile, unmet
@@ -84,6 +84,13 @@ def check_one(report: Path, profile: Profile, limits: Policy | None = None) -> R
         BadInput: it lies in no run directory and no pack, or not where the plan puts one.
         EvidenceError: the frozen inputs of its campaign cannot be read.
     """
+    try:
+        return _check(report, profile, limits)
+    except MALFORMED as error:
+        raise EvidenceError(f"{report}: beside it is content of an unexpected form ({error!r:.200})") from error
+
+
+def _check(report: Path, profile: Profile, limits: Policy | None) -> ReportCheck:
     path = (report / layout.REPORT if report.is_dir() else report).absolute()
     if not path.is_file():
         raise MissingFile(f"{report}: no such report", "name an evaluation.report.json or its directory")
@@ -111,6 +118,8 @@ def _surroundings(path: Path) -> tuple[Path, Files, Layout, Policy | None]:
     for root in path.parents:
         if where_is_pack(root):
             found = inventory.load(root).files
+            if layout.MANIFEST not in found:
+                raise EvidenceError(f"{root / layout.MANIFEST} is no file that can be used")
             stated = entry(parse_json(found[layout.MANIFEST], layout.MANIFEST), "layout")
             return root, found, layout.LAYOUTS["v2" if stated == "v2" else "v1"], None
         run = RunDir(root)
