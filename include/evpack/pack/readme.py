@@ -1,4 +1,4 @@
-"""README.md of a pack: what it is, how far it goes, how to check it. For people; nothing reads it back."""
+"""README.md of a pack: what it is, how far it goes, how to check it. For people: a verifier reads its verdict alone."""
 
 from __future__ import annotations
 

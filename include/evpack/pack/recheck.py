@@ -22,6 +22,7 @@ from evpack.pack.evidence import MALFORMED, Campaign, entry, open_campaign, unus
 from evpack.pack.inventory import Files
 from evpack.pack.layout import Layout
 from evpack.pack.manifest import evidence_level
+from evpack.pack.names import strangers
 from evpack.pack.profiles import Profile, strictest
 from evpack.pack.recheck_model import ModelFacts, check_model
 from evpack.pack.recheck_repeats import repeats_problems
@@ -120,7 +121,7 @@ def recheck(
     other = campaign.under_limits() if campaign.other_limits else None
     judged = _judge_all(_Work(campaign, facts, asked, other), reports, jobs if len(there) >= _PARALLEL_FROM else 1)
     errors += [text for one in judged for text in one.errors]
-    errors += [f"{name}: a report that the plan does not ask for" for name in _strangers(files, reports)]
+    errors += [f"{name}: has no place in a pack of this plan" for name in strangers(campaign)]
     try:
         errors += repeats_problems(campaign)
     except MALFORMED as error:
@@ -208,12 +209,6 @@ def _unusable(judged: list[Judged]) -> Iterator[str]:
     for one in judged:
         if one.problem:
             yield f"{one.outcome.path}: not usable, counts as missing: {one.problem}"
-
-
-def _strangers(files: Files, reports: Mapping[ReportKey, str]) -> Iterator[str]:
-    """Reports that the plan does not ask for."""
-    known = {pack_name(path) for path in reports.values()}
-    yield from sorted(name for name in files if name.endswith(f"/{layout.REPORT}") and name not in known)
 
 
 def _compile(campaign: Campaign, judged: list[Judged]) -> tuple[Verdict, datetime | None]:

@@ -1,4 +1,4 @@
-"""The page of a pack and the page of a report. Nothing reads them back; the verifier ignores them."""
+"""The page of a pack and the page of a report. Of all they show the verifier looks at the verdict alone."""
 
 from __future__ import annotations
 
