@@ -58,6 +58,7 @@ def pack_page(**changes: Any) -> str:
         "guards": ("invariants",),
         "links": {},
         "provenance": [("Code", "<i>")],
+        "remediated": {},
     }
     return render_pack(**values | changes)
 
@@ -66,6 +67,32 @@ def test_markup_in_a_value_stays_text() -> None:
     page = pack_page()
     assert "<script>" not in page and "<img>" not in page and "<b>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_heat_map_counts_what_the_guard_summary_counts() -> None:
+    results = Path(__file__).parents[1] / "packs" / "v1" / "pack" / "results"
+    signals, scenarios, acted = (
+        json.loads((results / f"{name}_summary.json").read_bytes())
+        for name in ("guard_signal", "scenario_signal", "guard_intervention")
+    )
+    guards = ("invariants", "spectral", "rmt", "variance")
+    remediated = {guard: acted[guard]["reports"] for guard in ("spectral", "variance")}
+    cells = [cell | {"state": "met", "got": ""} for cell in scenarios["cells"]]
+    page = pack_page(cells=cells, guards=guards, remediated=remediated)
+    heat = page.partition('class="heat"')[2].partition("</table>")[0]
+    columns = [name.replace(" ", "_") for name in re.findall("<th>([^<]*)</th>", heat.partition("</thead>")[0])][1:]
+    totals = dict.fromkeys(columns, 0)
+    for row in heat.partition("<tbody>")[2].split("</tr>")[:-1]:
+        for name, shown in zip(columns, re.findall(">([^<]*)</td>", row), strict=True):
+            totals[name] += int(shown.partition("/")[0])
+    assert totals == {name: signals["guards"][name]["any_signal"] for name in columns}
+    assert totals["spectral"] > 2 and totals["primary_metric"]
+
+
+def test_a_metric_refused_for_its_accuracy_has_flipped() -> None:
+    cell = CELL | {"runs": [RUN | {"outcome": "accept", "ratio": 1.0, "reasons": ["accuracy_reject"]}]}
+    heat = pack_page(cells=[cell]).partition('class="heat"')[2]
+    assert "primary metric" in heat and "1/1" in heat
 
 
 def test_what_is_not_finite_or_missing_is_said() -> None:

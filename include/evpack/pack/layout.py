@@ -60,6 +60,7 @@ BASELINE_ACTIVATIONS = "baseline_activation_records.json"
 SUMMARIES = tuple(
     f"results/{name}_summary.json" for name in ("category", "guard_signal", "guard_intervention", "scenario_signal")
 )
+INTERVENTION_SUMMARY = "results/guard_intervention_summary.json"
 SCENARIO_SUMMARY = "results/scenario_signal_summary.json"
 _VERDICTS = frozenset({VERDICT, VERDICT_TEXT, PAGE, *SUMMARIES})
 

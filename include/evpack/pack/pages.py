@@ -33,7 +33,8 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
             write(name, render_report(report).encode("utf-8"))
             figures.append(guard_figures(report))
             links[path] = posixpath.relpath(name, posixpath.dirname(campaign.at(layout.PAGE)))
-        verdict, summary = (campaign.document(name) for name in (layout.VERDICT, layout.SCENARIO_SUMMARY))
+        documents = (layout.VERDICT, layout.SCENARIO_SUMMARY, layout.INTERVENTION_SUMMARY)
+        verdict, summary, acted = map(campaign.document, documents)
         states = cell_states(verdict, summary)
         low, high = campaign.policy.acceptance
         page = render_pack(
@@ -50,6 +51,7 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
             links=links,
             provenance=list(_provenance(campaign)),
             figures=figures,
+            remediated={guard: acted[guard]["reports"] for guard in ("spectral", "variance")},
         )
         write(layout.PAGE, page.encode("utf-8"))
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from evpack.render.guards import guard_section, statistics
@@ -14,6 +14,8 @@ _MARKS = {"met": "✓", "not met": "✗", "missing": "?", "shown": "·"}
 _NOTES = ("hysteresis_applied", "moe_observed")
 """Flags of a report that are neither good nor bad."""
 _GUARDS = ("invariants", "spectral", "rmt", "variance")
+_REASONS = {"primary_metric": ("primary_metric_", "accuracy_")}
+"""How the reasons of a run begin that say a gate has flipped, where not with its name alone."""
 _GATES = ("primary_metric", "drift", "overhead", "tail")
 
 
@@ -29,6 +31,7 @@ def render_pack(
     links: Mapping[str, str],
     provenance: Sequence[tuple[str, Any]],
     figures: Sequence[Mapping[str, Any]] = (),
+    remediated: Mapping[str, Collection[str]],
 ) -> str:
     """The page of a pack.
 
@@ -40,6 +43,7 @@ def render_pack(
         links: page of a report, relative to this page, by the report's path.
         provenance: name and value, in the order shown.
         figures: `guard_figures` of each report.
+        remediated: paths of the reports that a guard corrected or capped something in, by guard.
     """
     cells = sorted(cells, key=lambda cell: (_order(cell), cell["scenario"], cell["model"]))
     models = sorted({cell["model"] for cell in cells})
@@ -55,7 +59,7 @@ def render_pack(
         limits=limits,
         forest=forest(lines, limits) if lines else None,
         levels=list(statistics(cells, figures, len(models))),
-        heat=_heat(cells, guards) if lines else None,
+        heat=_heat(cells, guards, remediated) if lines else None,
         rows=[_row(cell, run, links) for cell in cells for run in cell["runs"]],
         provenance=provenance,
     )
@@ -147,8 +151,10 @@ def _bounds(display: Sequence[float] | None) -> tuple[float | None, float | None
     return (None, None) if display is None else (display[0], display[1])
 
 
-def _heat(cells: Sequence[Mapping[str, Any]], guards: Sequence[str]) -> dict[str, Any]:
-    """Shares of runs by scenario; a run's reasons name the gate that flipped (``<gate>_fail``)."""
+def _heat(
+    cells: Sequence[Mapping[str, Any]], guards: Sequence[str], remediated: Mapping[str, Collection[str]]
+) -> dict[str, Any]:
+    """Shares of runs by scenario in which a gate flipped or a guard acted, as guard_signal_summary.json counts them."""
     gates = [*dict.fromkeys(guards), *_GATES]
     counts: dict[str, dict[str, int]] = {}
     totals: dict[str, int] = {}
@@ -159,7 +165,8 @@ def _heat(cells: Sequence[Mapping[str, Any]], guards: Sequence[str]) -> dict[str
                 continue
             totals[cell["scenario"]] = totals.get(cell["scenario"], 0) + 1
             for gate in gates:
-                fired[gate] += any(reason.startswith(f"{gate}_") for reason in run["reasons"])
+                flipped = any(reason.startswith(_REASONS.get(gate, f"{gate}_")) for reason in run["reasons"])
+                fired[gate] += flipped or run["path"] in remediated.get(gate, ())
     columns = [gate for gate in gates if gate in guards or any(fired[gate] for fired in counts.values())]
     rows = [
         {"name": name, "cells": [_share(fired[gate], totals.get(name, 0)) for gate in columns]}
