@@ -232,11 +232,47 @@ def test_a_full_disk_at_any_stage_leaves_the_old_pack(
 
     with monkeypatch.context() as patch:
         patch.setattr(building, stage, full)
-        with pytest.raises((DiskFull, OSError)):
+        with pytest.raises(DiskFull):
             build(campaign.run, key=signing_key)
     assert tree_digests(first.path) == before
     assert [path.name for path in campaign.run.root.iterdir() if path.name.startswith((".", "evidence_pack."))] == []
     assert build(campaign.run, key=signing_key).superseded
+
+
+@pytest.mark.parametrize("room_for", [0, 1, 40, 80, -1])
+def test_a_disk_that_fills_up_between_two_files_leaves_the_old_pack(
+    campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    first = build(campaign.run, key=signing_key)
+    before = tree_digests(first.path)
+    write_json(campaign.run.analysis / "memory.json", {"peak": 2})
+    room, written = range(len(before))[room_for], []
+
+    def add(stage: object, name: str, data: bytes) -> None:
+        if len(written) == room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(name)
+        really(stage, name, data)  # type: ignore[arg-type]  # the stage it is called on
+
+    really = building._Stage.add
+    monkeypatch.setattr(building._Stage, "add", add)
+    with pytest.raises(DiskFull):
+        build(campaign.run, key=signing_key)
+    assert tree_digests(first.path) == before
+    assert [path.name for path in campaign.run.root.iterdir() if path.name.startswith((".", "evidence_pack."))] == []
+
+
+def test_half_a_page_is_not_sealed(campaign: Campaign, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(stage: object, name: str, data: bytes) -> None:
+        really(stage, name, data[: len(data) // 2] if name == layout.PAGE else data)  # type: ignore[arg-type]
+        if name == layout.PAGE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    really = building._Stage.add
+    monkeypatch.setattr(building._Stage, "add", add)
+    with pytest.raises(DiskFull):
+        build(campaign.run, key=signing_key)
+    assert not campaign.run.pack.exists()
 
 
 def test_leftovers_of_a_killed_build_are_swept(campaign: Campaign, signing_key: Path) -> None:

@@ -19,6 +19,9 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
 
     Args:
         write: takes a name and bytes.
+
+    Raises:
+        OSError: when a page cannot be written.
     """
     from evpack.render.guards import guard_figures
     from evpack.render.page import render_pack, render_report
@@ -54,6 +57,8 @@ def add(result: Recheck, signer: str | None, write: Callable[[str, bytes], None]
             remediated={guard: acted[guard]["reports"] for guard in ("spectral", "variance")},
         )
         write(layout.PAGE, page.encode("utf-8"))
+    except OSError:
+        raise  # of the disk, not of the page: half of one would be sealed
     except Exception as error:
         return [f"no HTML page: {type(error).__name__}: {error}"]
     return []
