@@ -13,9 +13,10 @@ import pytest
 
 from evpack.airflow.client import FINISHED
 from evpack.airflow.config import CAMPAIGN_DAG
+from evpack.plan.health import health_of
 from evpack.plan.model import StepType, load_plan
 from evpack.rundir import RunDir
-from evpack.runtime.leases import health_of, holder
+from evpack.runtime.leases import holder
 from evpack.steps.state import read_attempts, read_marker
 from studies.scheduling.stage import Stage, stage
 from tests.waiting import until, until_gone

@@ -236,7 +236,13 @@ def test_a_small_device_never_will_do() -> None:
 )
 def test_demand(settings: dict[str, Any], expected: Demand) -> None:
     frozen = Settings(**settings)
-    assert Demand.of(campaign(2, 8.0, frozen).models[0], frozen) == expected
+    assert Demand.of(campaign(2, 8.0, frozen).models[0], frozen, 4) == expected
+
+
+def test_the_only_device_is_shared_with_its_user() -> None:
+    model = campaign(1, 8.0, Settings()).models[0]
+    assert Demand.of(model, Settings(), 1) == Demand(1, 8, idle=False)
+    assert Demand.of(model, Settings(), 2) == Demand(1, 10, idle=True)
 
 
 @given(st.floats(0, 80), st.floats(0, 80), st.integers(0, 3), st.booleans())

@@ -20,11 +20,14 @@ from typer.testing import CliRunner
 from evpack import errors
 from evpack.errors import BadInput, BrokenContract, EvpackError, NoDevice, StepExit
 from evpack.home import Home
-from evpack.runtime import leases
+from evpack.plan.health import Health, health_of
+from evpack.runtime import gpu, leases
 from evpack.runtime.gpu import Demand
-from evpack.runtime.leases import claim, health_of, holder, known_devices, lease_devices, quarantine, release
+from evpack.runtime.leases import claim, holder, known_devices, lease_devices, quarantine, release
 from evpack.settings import Settings
-from evpack.steps.runner import Terminated, TimedOut
+from evpack.steps.base import Leased
+from evpack.steps.runner import Terminated, TimedOut, classify
+from evpack.steps.state import Attempt, read_attempts
 from tests.runtime.conftest import MakeContext, Pretend
 from tests.waiting import DEADLINE_S
 
@@ -113,13 +116,46 @@ def test_a_waiting_step_gets_what_becomes_free(
 
 
 def test_what_was_busy_is_looked_at_again(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
-    pretend({"processes": [1]})
+    pretend({"processes": [1]}, {"used_gb": 75})
     ctx = make_context(gpu_cache_ttl=1e6)
     with pytest.raises(NoDevice), lease_devices(ctx, 1):
         pass
-    pretend({})
+    pretend({}, {"used_gb": 75})
     with lease_devices(ctx, 1):
         pass
+
+
+@pytest.mark.parametrize("now", [{"used_gb": 79}, {"processes": [1]}, {"health": "GPU is lost"}])
+def test_no_device_is_taken_on_what_it_said_a_moment_ago(now: dict[str, Any], home: Home, pretend: Pretend) -> None:
+    settings, demand = Settings(gpu_cache_ttl=1e6), Demand(1, 10, idle=True)
+    pretend({}, {"processes": [1]})
+    with ExitStack() as locks:
+        assert claim(home, settings, demand, locks, "s")[0]
+    pretend(now, {"processes": [1]})
+    with ExitStack() as locks:
+        assert claim(home, settings, demand, locks, "s")[0] == []
+    assert holder(home, "GPU-0") is None
+
+
+def test_who_waits_asks_devices_no_more_often_than_it_must(
+    home: Home, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend({"processes": [1]}, {"processes": [1]})
+    settings, asked = Settings(gpu_cache_ttl=1e6), []
+    read = gpu.read_devices
+    monkeypatch.setattr(gpu, "read_devices", lambda environ: asked.append(1) or read(environ))
+    with ExitStack() as locks:
+        for _ in range(9):
+            assert claim(home, settings, Demand(1, 1, idle=True), locks, "s")[0] == []
+        assert len(asked) == 1
+        claim(home, settings, Demand(1, 1, idle=True), locks, "s", last=True)
+        assert len(asked) == 2
+
+
+def test_a_display_on_the_only_device_is_no_reason_to_wait(pretend: Pretend, make_context: MakeContext) -> None:
+    pretend({"memory_gb": 24, "used_gb": 1.5, "processes": [1]})
+    with lease_devices(make_context(), 1) as leased:
+        assert leased.devices == ("GPU-0",)
 
 
 def test_a_pool_that_never_can_is_no_reason_to_wait(pretend: Pretend, make_context: MakeContext) -> None:
@@ -140,6 +176,8 @@ def fail(ctx: Any, problem: BaseException) -> None:
     "problem",
     [
         RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: misaligned address"),
         RuntimeError("CUDA error: uncorrectable ECC error encountered"),
         RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu."),
         RuntimeError("No CUDA GPUs are available"),
@@ -158,6 +196,54 @@ def test_a_broken_device_is_quarantined_and_work_goes_on_elsewhere(
     release(home, "GPU-0")
     with lease_devices(make_context(), 1) as leased:
         assert leased.devices == ("GPU-0",)
+
+
+ASSERT = "CUDA error: device-side assert triggered"
+
+
+def attempted(ctx: Any, problem: Exception) -> tuple[StepExit, tuple[str, ...]]:
+    """An attempt of a step that fails on its device: its class, and what it held."""
+    record, leased = Attempt(ctx.run, ctx.step.id, 1, None), Leased()
+    record.begin()
+    try:
+        with lease_devices(ctx, 1) as leased:
+            record.begin_on(leased)
+            raise problem
+    except Exception as error:
+        record.end(classify(error), str(error))
+        return classify(error), leased.devices
+    raise AssertionError
+
+
+def test_a_step_that_asserts_on_a_second_device_is_the_cause_itself(
+    home: Home, pretend: Pretend, make_context: MakeContext
+) -> None:
+    pretend(count=4)
+    ctx = make_context()
+    assert attempted(ctx, RuntimeError(ASSERT)) == (StepExit.TRANSIENT, ("GPU-0",))
+    assert attempted(ctx, RuntimeError("something")) == (StepExit.TRANSIENT, ("GPU-1",))
+    assert attempted(ctx, RuntimeError(ASSERT)) == (StepExit.PERMANENT, ("GPU-2",))
+    assert [bool(health_of(home, f"GPU-{n}").quarantined) for n in range(4)] == [True, False, False, False]
+    assert "as on GPU-0 before" in str(read_attempts(ctx.run, ctx.step.id)[-1]["error"])
+
+
+def test_one_sick_device_is_not_the_steps_fault(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=2)
+    ctx = make_context()
+    for _ in range(2):  # released by somebody who took it for mended
+        assert attempted(ctx, RuntimeError(ASSERT)) == (StepExit.TRANSIENT, ("GPU-0",))
+        release(home, "GPU-0")
+    attempted(ctx, RuntimeError(ASSERT))
+    assert attempted(ctx, RuntimeError("uncorrectable ECC error")) == (StepExit.TRANSIENT, ("GPU-1",))
+    assert health_of(home, "GPU-1").quarantined
+
+
+def test_what_failed_a_step_does_not_get_it_again_at_once(
+    home: Home, pretend: Pretend, make_context: MakeContext
+) -> None:
+    pretend(count=3)
+    served = [attempted(make_context(), RuntimeError("something"))[1] for _ in range(4)]
+    assert served == [("GPU-0",), ("GPU-1",), ("GPU-2",), ("GPU-0",)]
 
 
 def test_a_device_that_falls_sick_while_in_use(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
@@ -201,7 +287,7 @@ def test_what_says_nothing_about_the_device(
     pretend(count=1)
     ctx = make_context(worker_max_failures=1)
     fail(ctx, problem)
-    assert health_of(home, "GPU-0") == leases.Health()
+    assert health_of(home, "GPU-0") == Health()
 
 
 def test_a_quarantine_outlives_whatever_the_holder_then_does(
@@ -227,7 +313,7 @@ def test_a_corrupt_record_stays_a_quarantine(home: Home, pretend: Pretend, make_
     assert health_of(home, "GPU-0").quarantined is not None
 
 
-@pytest.mark.parametrize("broken", ["cached_devices", "_remember", "notify"])
+@pytest.mark.parametrize("broken", ["cached_devices", "remember", "notify"])
 def test_what_cannot_be_noted_hides_nothing(
     broken: str, home: Home, pretend: Pretend, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +325,7 @@ def test_what_cannot_be_noted_hides_nothing(
     with pytest.raises(errors.DeviceFault, match="sees none"), lease_devices(make_context(), 1):
         monkeypatch.setattr(leases, broken, trouble)
         raise errors.DeviceFault("this process sees none")
-    if broken != "_remember":
+    if broken != "remember":
         assert health_of(home, "GPU-0").quarantined is not None
 
 

@@ -29,8 +29,9 @@ def register(app: typer.Typer) -> None:
 def lines() -> list[str]:
     """One line per device that is there or about which something is remembered."""
     from evpack.home import Home
+    from evpack.plan.health import health_of
     from evpack.plan.nvml import read_devices
-    from evpack.runtime.leases import health_of, holder, known_devices
+    from evpack.runtime.leases import holder, known_devices
 
     home = Home.locate()
     there = {device.uuid: device for device in read_devices()}

@@ -75,9 +75,9 @@ def _home(home: Home) -> Iterator[Finding]:
 
 
 def _devices(home: Home) -> Iterator[Finding]:
+    from evpack.plan.health import health_of
     from evpack.plan.hosts import HOSTS_ENV, chosen_hosts
     from evpack.plan.nvml import SIMULATED_ENV, read_devices
-    from evpack.runtime.leases import health_of
 
     devices = read_devices()
     pretended = f", pretended by {SIMULATED_ENV}" if any(device.simulated for device in devices) else ""

@@ -57,7 +57,8 @@ _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
     ),
 )
 """Read from the top. What no pattern knows may be cured by another try, as everything may that looks transient. So may
-an assert of a device: the device is quarantined (`runtime.leases`), another one gets the next try."""
+an assert of a device: the device is quarantined, another one gets the next try; where that ends alike, the step is the
+cause (`runtime.leases`)."""
 
 
 class Output:

@@ -12,7 +12,7 @@ from evpack.errors import EvidenceError
 from evpack.files import read_json, write_json
 from evpack.home import Home
 from evpack.plan.model import ModelPlan
-from evpack.plan.nvml import DeviceFacts, facts_source, read_devices
+from evpack.plan.nvml import DeviceFacts, facts_source, read_devices, shared_with_user
 from evpack.settings import Settings
 
 IDLE_USED_GB = 1.0
@@ -31,13 +31,16 @@ class Demand:
     """Whether each must be without any other user."""
 
     @classmethod
-    def of(cls, model: ModelPlan, settings: Settings) -> Demand:
+    def of(cls, model: ModelPlan, settings: Settings, pool: int) -> Demand:
         """Of the steps that score a model: its share on each device, GPU_MIN_FREE_GB, GPU_REQUIRE_IDLE.
 
-        With NUM_GPUS=1 or GPU_ID_LIST=0 the host is taken as shared with its user: only the model must fit.
+        On a host that is shared with its user only the model must fit.
+
+        Args:
+            pool: devices that the settings admit.
         """
         share = model.scoring_gb / max(1, model.devices)
-        if settings.num_gpus == 1 or settings.gpu_id_list == ("0",):
+        if shared_with_user(settings, pool):
             return cls(model.devices, share, idle=False)
         return cls(model.devices, max(share, settings.gpu_min_free_gb), settings.gpu_require_idle)
 

@@ -16,20 +16,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evpack.errors import BadInput, BrokenContract, DeviceFault, EvidenceError, EvpackError, NoDevice, StepExit
-from evpack.files import read_json, utc_now, write_json
+from evpack.errors import BadInput, BrokenContract, DeviceFault, EvpackError, NoDevice, StepExit
+from evpack.files import utc_now
 from evpack.home import Home
+from evpack.plan.health import Health, health_of, record_file, remember
 from evpack.plan.nvml import DeviceFacts, in_pool
 from evpack.rundir import checked_id, is_id
 from evpack.runtime.gpu import Demand, cached_devices, facts_file, never, not_now
 from evpack.runtime.notify import notify
 from evpack.settings import Settings
 from evpack.steps.base import Leased, StepContext, log
-from evpack.steps.runner import Terminated, TimedOut, classify
+from evpack.steps.runner import TimedOut, classify
+from evpack.steps.state import read_attempts
 
 POLL_S = 0.5
 """Seconds between two claims of one waiting step."""
@@ -37,40 +38,51 @@ POLL_S = 0.5
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _BROKEN = re.compile(
-    r"device-side assert|vectorized_gather_kernel|uncorrectable ECC|\bXid\b|GPU is lost|fallen off the bus"
-    r"|CUDA (driver )?initialization|CUDA unknown error|No CUDA GPUs are available|unspecified launch failure",
+    r"uncorrectable ECC|\bXid\b|GPU is lost|fallen off the bus"
+    r"|CUDA (driver )?initialization|CUDA unknown error|No CUDA GPUs are available",
     re.IGNORECASE,
 )
-"""Words of torch and the driver after which a device cannot be trusted: assert, Xid or ECC, failed initialisation."""
+"""Words of torch and the driver after which a device cannot be trusted: Xid or ECC, failed initialisation."""
+_STRAYED = re.compile(
+    r"device-side assert|vectorized_gather_kernel|illegal (memory access|instruction)|misaligned address"
+    r"|hardware stack error|unspecified launch failure",
+    re.IGNORECASE,
+)
+"""Words after which it cannot either, though the step may be the cause: then it fails so on the next device, too."""
 
 
-@dataclass(frozen=True)
-class Health:
-    """What is remembered about a device."""
+def quarantine(home: Home, uuid: str, reason: str, failures: int = 0, *, step: str | None = None) -> None:
+    """Give a device to no step until somebody releases it.
 
-    failures: int = 0
-    """Steps in a row that failed on it without another explanation."""
-    quarantined: str | None = None
-    """Why no step gets it; None when steps may."""
-    since: str | None = None
-
-
-def health_of(home: Home, uuid: str) -> Health:
-    """The record of a device; an unreadable one is a quarantine, never a clean record."""
-    try:
-        found = read_json(_record(home, uuid))
-        return Health(int(found["failures"]), found["quarantined"], found["since"])
-    except FileNotFoundError:
-        return Health()
-    except (OSError, EvidenceError, KeyError, TypeError, ValueError) as error:
-        return Health(0, f"its record cannot be read: {error}")
-
-
-def quarantine(home: Home, uuid: str, reason: str, failures: int = 0) -> None:
-    """Give a device to no step until somebody releases it."""
+    Args:
+        failures: steps in a row that failed on it.
+        step: the one that saw it.
+    """
     log.error("device %s is quarantined: %s (`evpack devices release %s` when it is mended)", uuid, reason, uuid)
-    _remember(home, uuid, Health(failures, reason, utc_now()))
+    remember(home, uuid, Health(failures, reason, utc_now(), step))
+    tell_quarantine(home, uuid, reason)
+
+
+def tell_quarantine(home: Home, uuid: str, reason: str) -> None:
+    """Let the operator know; also for a container, which cannot (`runtime.docker_step`)."""
     notify(home, "device_quarantined", f"{uuid}: {reason}")
+
+
+def count_failure(home: Home, uuid: str, step: str, limit: int) -> None:
+    """Note that a step failed on a device without another explanation.
+
+    Args:
+        limit: failures in a row that quarantine it (WORKER_MAX_FAILURES).
+    """
+    health = health_of(home, uuid)
+    failures = health.failures + 1
+    if health.quarantined:
+        return
+    if failures < limit:
+        remember(home, uuid, Health(failures))
+        return
+    reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={limit}), last in step {step}"
+    quarantine(home, uuid, reason, failures, step=step)
 
 
 def release(home: Home, uuid: str) -> Health:
@@ -82,7 +94,7 @@ def release(home: Home, uuid: str) -> Health:
     Raises:
         BadInput: when nothing is known about the device.
     """
-    path = _record(home, uuid)
+    path = record_file(home, uuid)
     if not os.path.lexists(path):
         raise BadInput(f"device {uuid} is not quarantined", "`evpack devices list` shows the devices of this host")
     with _claiming(home):
@@ -121,12 +133,14 @@ def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
 
     Raises:
         NoDevice: when not all devices became free in time.
-        EvpackError: when the pool, without quarantined devices, can never give as many.
+        EvpackError: when the pool, without quarantined devices, can never give as many; when the block failed as the
+            step had on other devices before.
         BrokenContract: when CUDA runs in this process already, so that it would not see the choice.
     """
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise BrokenContract("CUDA was initialised before the step's devices were leased")
-    demand = Demand.of(ctx.plan.model(ctx.step.model or ""), ctx.settings)
+    pool = in_pool(cached_devices(ctx.home, ctx.settings.gpu_cache_ttl), ctx.settings)
+    demand = Demand.of(ctx.plan.model(ctx.step.model or ""), ctx.settings, len(pool))
     started = time.monotonic()
     with ExitStack() as locks:
         devices = _wait(ctx, demand, locks)
@@ -138,24 +152,32 @@ def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
             try:
                 yield leased
             except BaseException as problem:
+                own = None
                 try:
-                    _remember_failure(ctx, uuids, problem)
+                    own = _own_fault(ctx, uuids, problem)
+                    if own is None:
+                        _remember_failure(ctx, uuids, problem)
                 except Exception as trouble:  # must not hide what happened
                     log.warning("what happened to %s could not be noted: %s", ", ".join(uuids), trouble)
+                if own is not None:
+                    raise own from problem
                 raise
             for uuid in uuids:
                 if (health := health_of(ctx.home, uuid)).failures and health.quarantined is None:
-                    _remember(ctx.home, uuid, Health())
+                    remember(ctx.home, uuid, Health())
 
 
 def claim(
-    home: Home, settings: Settings, demand: Demand, locks: ExitStack, who: str
+    home: Home, settings: Settings, demand: Demand, locks: ExitStack, who: str, *, last: bool = False
 ) -> tuple[list[DeviceFacts], list[str]]:
-    """Take all devices of a demand or none, without waiting.
+    """Take all devices of a demand or none, without waiting: those with the fewest failures in a row first.
+
+    What devices said up to GPU_CACHE_TTL seconds ago is enough to refuse; to take them they are asked anew.
 
     Args:
         locks: receives the locks; closing it gives the devices back.
         who: written into the lock files, for people.
+        last: whether nobody asks again soon; then devices are asked anew to refuse them, too.
 
     Returns:
         The devices, or none of them and why each device of the pool was not taken.
@@ -164,36 +186,54 @@ def claim(
         EvpackError: when the pool can never give as many.
     """
     with _claiming(home):
-        for max_age in (settings.gpu_cache_ttl, 0.0):  # what was busy a moment ago is looked at again
-            usable = _usable(home, in_pool(cached_devices(home, max_age), settings), demand)
-            taken: list[DeviceFacts] = []
-            refused: list[str] = []
+        if settings.gpu_cache_ttl and not last:
             with ExitStack() as attempt:
-                for device in usable:
-                    why = not_now(device, demand)
-                    handle = None if why else _lock(_lock_file(home, device.uuid), attempt)
-                    if handle is None:
-                        refused.append(f"{device.uuid}: {why or 'leased'}")
-                        continue
-                    _sign(handle, who)
-                    taken.append(device)
-                    if len(taken) == demand.count:
-                        locks.push(attempt.pop_all())
-                        return taken, []
+                devices, refused = _take(home, settings, demand, attempt, who, settings.gpu_cache_ttl)
+            if not devices:
+                return [], refused
+        with ExitStack() as attempt:
+            devices, refused = _take(home, settings, demand, attempt, who, 0.0)
+            if devices:
+                locks.push(attempt.pop_all())
+            return devices, refused
+
+
+def _take(
+    home: Home, settings: Settings, demand: Demand, locks: ExitStack, who: str, max_age_s: float
+) -> tuple[list[DeviceFacts], list[str]]:
+    """`claim`, by what devices said up to so many seconds ago."""
+    taken: list[DeviceFacts] = []
+    refused: list[str] = []
+    for device in _usable(home, in_pool(cached_devices(home, max_age_s), settings), demand, who):
+        why = not_now(device, demand)
+        handle = None if why else _lock(_lock_file(home, device.uuid), locks)
+        if handle is None:
+            refused.append(f"{device.uuid}: {why or 'leased'}")
+            continue
+        _sign(handle, who)
+        taken.append(device)
+        if len(taken) == demand.count:
+            return taken, []
     return [], refused
 
 
-def _usable(home: Home, pool: Sequence[DeviceFacts], demand: Demand) -> list[DeviceFacts]:
-    """The devices of the pool that may ever serve; a device that says it is broken is quarantined here."""
-    usable, refused = [], []
+def _usable(home: Home, pool: Sequence[DeviceFacts], demand: Demand, who: str) -> list[DeviceFacts]:
+    """The devices of the pool that may ever serve; a device that says it is broken is quarantined here.
+
+    A sick one may fail every step without a word that tells it: what failed on it must not get it again at once.
+    """
+    usable: list[DeviceFacts] = []
+    refused, failures = [], {}
     for device in pool:
-        why = health_of(home, device.uuid).quarantined
+        health = health_of(home, device.uuid)
+        why = health.quarantined
         if why is None and device.fault is not None:
-            quarantine(home, device.uuid, device.fault)
+            quarantine(home, device.uuid, device.fault, step=who)
             why = device.fault
         why = f"quarantined ({why})" if why else never(device, demand)
         if why is None:
             usable.append(device)
+            failures[device.uuid] = health.failures
         else:
             refused.append(f"{device.uuid}: {why}")
     if len(usable) < demand.count:
@@ -202,17 +242,18 @@ def _usable(home: Home, pool: Sequence[DeviceFacts], demand: Demand) -> list[Dev
             + "".join(f"; {line}" for line in refused),
             "release a mended device (`evpack devices`), lower GPU_MIN_FREE_GB, or plan again for this host",
         )
-    return usable
+    return sorted(usable, key=lambda device: failures[device.uuid])
 
 
 def _wait(ctx: StepContext, demand: Demand, locks: ExitStack) -> list[DeviceFacts]:
     deadline = time.monotonic() + ctx.settings.lease_wait
     told = False
     while True:
-        devices, refused = claim(ctx.home, ctx.settings, demand, locks, ctx.step.id)
+        last = time.monotonic() >= deadline
+        devices, refused = claim(ctx.home, ctx.settings, demand, locks, ctx.step.id, last=last)
         if devices:
             return devices
-        if time.monotonic() >= deadline:
+        if last:
             raise NoDevice(
                 f"{demand.count} devices did not become free within LEASE_WAIT={ctx.settings.lease_wait:g} s: "
                 + "; ".join(refused),
@@ -224,9 +265,27 @@ def _wait(ctx: StepContext, demand: Demand, locks: ExitStack) -> list[DeviceFact
         time.sleep(POLL_S)
 
 
+def _own_fault(ctx: StepContext, uuids: Sequence[str], problem: BaseException) -> EvpackError | None:
+    """What a step fails by that failed in this way on other devices already; None when these may be the cause."""
+    if not (isinstance(problem, RuntimeError) and _STRAYED.search(str(problem))):
+        return None
+    for record in read_attempts(ctx.run, ctx.step.id):
+        before = (record.get("leased") or {}).get("devices", ())
+        alike = _STRAYED.search(record["error"] or "") is not None
+        if before and alike and set(uuids).isdisjoint(before) and not any(map(_faults(ctx.home).get, uuids)):
+            return EvpackError(
+                f"{_reason(problem)} on {', '.join(uuids)}, as on {', '.join(before)} before: the cause is step "
+                f"{ctx.step.id}, not a device",
+                f"mend its model or text; `evpack devices release {before[0]}` gives that device back",
+            )
+    return None
+
+
 def _remember_failure(ctx: StepContext, uuids: Sequence[str], problem: BaseException) -> None:
     """Quarantine what broke, count what may have; input, memory, disk and a stop from outside say nothing."""
-    broken = isinstance(problem, DeviceFault) or (isinstance(problem, RuntimeError) and _BROKEN.search(str(problem)))
+    broken = isinstance(problem, DeviceFault) or (
+        isinstance(problem, RuntimeError) and any(words.search(str(problem)) for words in (_BROKEN, _STRAYED))
+    )
     faults = _faults(ctx.home)
     suspect = isinstance(problem, TimedOut) or (
         isinstance(problem, Exception) and classify(problem) is StepExit.TRANSIENT
@@ -235,15 +294,15 @@ def _remember_failure(ctx: StepContext, uuids: Sequence[str], problem: BaseExcep
         health = health_of(ctx.home, uuid)
         if health.quarantined:  # by who claimed devices meanwhile
             continue
-        failures = health.failures + 1
         if broken or faults.get(uuid):
-            reason = faults.get(uuid) or (str(problem).strip() or type(problem).__name__).splitlines()[0]
-            quarantine(ctx.home, uuid, f"{reason} (step {ctx.step.id})", failures)
-        elif suspect and failures >= ctx.settings.worker_max_failures:
-            reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={ctx.settings.worker_max_failures})"
-            quarantine(ctx.home, uuid, f"{reason}, last in step {ctx.step.id}", failures)
-        elif suspect and not isinstance(problem, Terminated):
-            _remember(ctx.home, uuid, Health(failures))
+            reason = f"{faults.get(uuid) or _reason(problem)} (step {ctx.step.id})"
+            quarantine(ctx.home, uuid, reason, health.failures + 1, step=ctx.step.id)
+        elif suspect:
+            count_failure(ctx.home, uuid, ctx.step.id, ctx.settings.worker_max_failures)
+
+
+def _reason(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 def _faults(home: Home) -> dict[str, str | None]:
@@ -302,16 +361,5 @@ def _sign(handle: int, who: str) -> None:
     os.pwrite(handle, json.dumps({"step": who, "pid": os.getpid(), "since": utc_now()}).encode(), 0)
 
 
-def _remember(home: Home, uuid: str, health: Health) -> None:
-    write_json(
-        _record(home, uuid),
-        {"uuid": uuid, "failures": health.failures, "quarantined": health.quarantined, "since": health.since},
-    )
-
-
 def _lock_file(home: Home, uuid: str) -> Path:
     return home.leases / f"{checked_id(uuid, 'device UUID')}.lock"
-
-
-def _record(home: Home, uuid: str) -> Path:
-    return home.leases / f"{checked_id(uuid, 'device UUID')}.json"
