@@ -180,7 +180,9 @@ def is_machine_fault(error: BaseException) -> bool:
 
 _NO_HOST_MEMORY = re.compile(r"(can't|cannot|unable to) allocate memory|not enough memory: you tried", re.IGNORECASE)
 """Words of torch, which has no exception of its own for the host's memory, and of what loads models with it."""
-_NO_DEVICE_MEMORY = re.compile(r"CUDA (error: )?out of memory", re.IGNORECASE)
+_NO_DEVICE_MEMORY = re.compile(r"CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+NEVER_VALID = r"\bis not a valid\b|\bInvalid configuration\b|\bArchitecture not supported\b"
+"""Words of a ValueError that no second try cures (scheduling spec, section 7)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

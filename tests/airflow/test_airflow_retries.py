@@ -25,11 +25,14 @@ from evpack.airflow.endings import (
     used_retries,
 )
 from evpack.errors import BadInput, DiskFull, EvidenceError, StepExit, Transient
-from evpack.files import write_json
+from evpack.files import read_json, write_json
+from evpack.home import Home
+from evpack.plan.health import health_of
 from evpack.plan.model import StepPlan, StepType, load_plan
 from evpack.rundir import RunDir
 from evpack.runtime.failures import RetryLimits
 from evpack.settings import MOST_RETRIES, Settings
+from evpack.steps.base import Leased
 from evpack.steps.state import Attempt, read_attempts
 from tests.plans import model_plan, planned_run
 
@@ -39,7 +42,7 @@ STEP = "m.calibrate"
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """A planned campaign of one scoring step with a batch of 4."""
-    settings = Settings(max_retries=2, reschedule_pause=7)
+    settings = Settings(max_retries=2, reschedule_pause=70, worker_max_failures=2)
     step = StepPlan(id=STEP, type=StepType.CALIBRATE, model="m", lane="cpu_s")
     return planned_run(tmp_path / "run", [step], settings, models=(model_plan(batch=4),))
 
@@ -70,7 +73,7 @@ def test_every_exit_code_has_its_way_to_end(run: RunDir) -> None:
         before = datetime.now(UTC)
         with pytest.raises(AirflowRescheduleException) as waiting:
             end_task(code, STEP, run)
-        assert before <= waiting.value.reschedule_date - timedelta(seconds=7) <= datetime.now(UTC)
+        assert before <= waiting.value.reschedule_date - timedelta(seconds=70) <= datetime.now(UTC)
 
 
 def test_a_code_that_no_step_gives_is_told_by_the_output(run: RunDir) -> None:
@@ -96,6 +99,27 @@ def test_a_killed_attempt_is_written_down_and_halves_the_batch_when_it_was_memor
     (record,) = read_attempts(run, STEP)
     assert (record["class"], record["exit"]) == ("out_of_host_memory", StepExit.OUT_OF_HOST_MEMORY)
     assert "SIGKILL" in record["error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "failures"),
+    [(-11, [], 1), (-6, [], 1), (1, ["Timeout (0:02:00)!"], 1), (-9, [], 0), (-15, [], 0), (-6, ["MemoryError"], 0)],
+)
+def test_a_crash_counts_against_the_devices_of_the_step(
+    code: int, lines: list[str], failures: int, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVPACK_HOME", str(tmp_path / "home"))
+    home = Home.locate()
+    for expected in (failures, 2 * failures):
+        attempt = Attempt(run, STEP, 1, None)
+        attempt.begin_on(Leased(("GPU-0", "GPU-1")))
+        for file in run.attempts(STEP).iterdir():
+            write_json(file, {**read_json(file), "pid": 2**22 + 1})  # beyond any process
+        with pytest.raises(StepRetry):
+            end_task(code, STEP, run, lines=lines)
+        assert [health_of(home, f"GPU-{number}").failures for number in range(3)] == [expected, expected, 0]
+    reason = health_of(home, "GPU-0").quarantined
+    assert (reason is not None and "2 failures in a row" in reason) if failures else reason is None
 
 
 def test_memory_is_retried_twice_and_only_with_a_smaller_batch(run: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,16 +14,19 @@ import pytest
 from evpack.errors import BadInput, EvidenceError, IntegrityError, StepExit, Transient
 from evpack.files import MAX_JSON_BYTES, write_json
 from evpack.home import Home
+from evpack.plan.health import Health, remember
 from evpack.plan.model import load_plan
 from evpack.rundir import RunDir
 from evpack.runtime import docker_engine, docker_step
 from evpack.runtime.docker_engine import Ended, RunningContainer, reap, remove
 from evpack.runtime.docker_step import ContainerWork, FailedElsewhere, _checked, _result
+from evpack.runtime.leases import quarantine
 from evpack.runtime.threads import frozen_settings
-from evpack.steps.base import StepContext
-from evpack.steps.remote import RESULT_FILE, Result
+from evpack.steps import remote
+from evpack.steps.base import Leased, StepContext
+from evpack.steps.remote import RESULT_FILE, RESULT_SCHEMA, Result
 from evpack.steps.runner import run_step
-from evpack.steps.state import read_attempts
+from evpack.steps.state import Attempt, read_attempts
 from tests.docker.conftest import Plan
 from tests.docker.test_docker_spec import LIMITS, moved, spec_of
 
@@ -269,6 +273,54 @@ def test_a_task_that_is_stopped_early_starts_no_container(
     assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT
     with pytest.raises(FailedElsewhere, match="stopped"):
         work(context(run, home, SETUP), None)  # type: ignore[arg-type]
+
+
+def test_what_a_container_does_to_devices_is_told_and_counted_outside(
+    plan: Plan, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step finds one device broken, holds another, and crashes; a third was quarantined before."""
+    run = plan(worker_max_failures=1)
+    quarantine(home, "GPU-2", "long ago", step=CALIBRATE)
+    home.notifications.unlink()
+    work = ContainerWork(Engine(home), LIMITS, {})  # type: ignore[arg-type]
+
+    def crashes(container: Any, _: Any) -> Ended:
+        command = container._spec.command
+        remember(home, "GPU-1", Health(0, "Xid 79", "now", CALIBRATE))
+        remember(home, "GPU-3", Health(0, "of another step", "now", EVALUATE))
+        held = {"devices": ["GPU-0"], "simulated": True, "waited_s": 0}
+        value = {"schema": RESULT_SCHEMA, "step": CALIBRATE, "published": [], "error": None, "leased": held}
+        write_json(Path(command[command.index("--outbox") + 1]) / RESULT_FILE, value | {"peak_rss_bytes": 1})
+        return Ended(139, memory_killed=False)
+
+    monkeypatch.setattr(work, "_make_way", lambda _: None)
+    monkeypatch.setattr(RunningContainer, "run", crashes)
+    record = Attempt(run, CALIBRATE, 1, None)
+    with pytest.raises(FailedElsewhere, match="SIGSEGV") as caught:
+        work(context(run, home, CALIBRATE), record)
+    assert caught.value.exit_code == StepExit.TRANSIENT
+    assert record.leased is not None and record.leased.devices == ("GPU-0",)
+    told = [json.loads(line)["text"] for line in home.notifications.read_text().splitlines()]
+    assert told[0] == "GPU-1: Xid 79" and told[1].startswith("GPU-0: 1 failures in a row") and len(told) == 2
+
+
+def test_what_is_held_stands_in_the_result_before_any_work(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Result] = []
+
+    def work(_: Any, hold: Any, *__: Any, **___: Any) -> list[Path]:
+        hold(Leased(("GPU-0",), True))
+        seen.append(Result.read(tmp_path / RESULT_FILE, CALIBRATE))
+        return []
+
+    monkeypatch.setattr(remote, "need_same_code", lambda *_: None)
+    monkeypatch.setattr(remote, "work_here", work)
+    monkeypatch.setattr(remote, "attempted", lambda work, *_, **__: (StepExit.PERMANENT, work() or "why"))
+    remote.work_alone(plan().root, CALIBRATE, attempt=1, batch=None, outbox=tmp_path, lease=None)
+    last = Result.read(tmp_path / RESULT_FILE, CALIBRATE)
+    assert [result.leased and result.leased.devices for result in (*seen, last)] == [("GPU-0",)] * 2
+    assert [result.error for result in (*seen, last)] == [None, "why"]
 
 
 def test_neither_a_download_nor_an_engine_holds_a_step_up_for_ever(

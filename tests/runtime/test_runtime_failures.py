@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.errors import StepExit
-from evpack.runtime.failures import JITTER, RETRIED, STEP_CODES, RetryLimits, class_of, memory_kills
+from evpack.runtime.failures import JITTER, RETRIED, STEP_CODES, RetryLimits, class_of, crashed, memory_kills
 from evpack.settings import Settings
 
 DEFAULTS = RetryLimits.of(Settings())
@@ -32,6 +32,8 @@ def test_a_code_of_a_step_is_believed_whatever_was_printed(code: StepExit) -> No
         ("ModuleNotFoundError: No module named 'x'", StepExit.PERMANENT),
         ("TypeError: f() takes no arguments", StepExit.PERMANENT),
         ("ValueError: 'fp9' is not a valid dtype", StepExit.PERMANENT),
+        ("ValueError: Architecture not supported: X", StepExit.PERMANENT),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", StepExit(11)),
         ("requests.exceptions.ConnectionError: reset", StepExit.TRANSIENT),
         ("HTTP Error 503", StepExit.TRANSIENT),
         ("Timeout (6:01:00)!", StepExit.TRANSIENT),
@@ -57,6 +59,15 @@ def test_a_kill_is_memory_only_when_the_kernel_killed_for_memory() -> None:
     assert class_of(-signal.SIGTERM, memory_killed=True)[0] is StepExit.TRANSIENT
     assert class_of(-signal.SIGKILL)[1] == "ended by SIGKILL"
     assert memory_kills() >= 0
+
+
+def test_what_a_process_did_itself_is_a_crash_and_what_was_done_to_it_is_none() -> None:
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+        assert crashed(-number) and crashed(128 + number)
+    for code in (-signal.SIGKILL, 128 + signal.SIGTERM, 1, *StepExit):
+        assert not crashed(code)
+    assert crashed(1, ["a line", "Timeout (6:01:00)!", "Thread 0x1"])
+    assert not crashed(StepExit.TRANSIENT, ["Timeout (6:01:00)!"])
 
 
 @given(st.integers(-70, 300), st.lists(st.text(max_size=40), max_size=5))

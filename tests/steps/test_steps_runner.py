@@ -170,11 +170,16 @@ def test_failures_are_classified_by_type(
     [
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 17),
         (RuntimeError("CUDA error: out of memory"), 11),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 11),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 17),
         (MemoryError(), 17),
         (OSError(errno.ENOSPC, "No space left"), 13),
         (RuntimeError("device-side assert triggered"), 12),
         (ValueError("out of memory"), 12),
+        (ValueError("'fp9' is not a valid DType"), 10),
+        (ValueError("Invalid configuration: hidden_size"), 10),
+        (ValueError("Architecture not supported: X"), 10),
+        (RuntimeError("Invalid configuration"), 12),
     ],
 )
 def test_what_lacks_memory_is_told_by_type_and_words(error: Exception, exit_: int) -> None:

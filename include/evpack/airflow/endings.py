@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from evpack.errors import NO_MEMORY, WAITING, Blocked, EvpackError, StepExit
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.rundir import RunDir
-from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of
+from evpack.runtime.failures import RETRIED, STEP_CODES, RetryLimits, class_of, crashed
 from evpack.settings import MOST_RETRIES, Settings
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def nothing_to_do(context: Context, run: RunDir, plan: CampaignPlan, step_id: st
     return done is not None
 
 
-def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (), memory_killed: bool = False) -> None:
+def end_task(code: int, step_id: str, run: RunDir, *, lines: Collection[str] = (), memory_killed: bool = False) -> None:
     """Turn the end of a step's process or container into the way its task ends.
 
     Args:
@@ -148,6 +148,7 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
         StepRetry: when another try may cure it.
         StepFailed: when no further try can.
     """
+    from evpack.runtime.leases import count_failures
     from evpack.runtime.threads import frozen_settings
     from evpack.steps.state import close_dead_attempts, memory_try_left
 
@@ -155,7 +156,9 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Iterable[str] = (),
         return
     exit_, what = class_of(code, lines, memory_killed=memory_killed)
     if code not in STEP_CODES:
-        close_dead_attempts(run, step_id, exit_, what)
+        held = close_dead_attempts(run, step_id, exit_, what)
+        if exit_ is StepExit.TRANSIENT and crashed(code, lines):
+            count_failures(Home.locate(), held, step_id, frozen_settings(run).worker_max_failures)
     message = f"{step_id}: {exit_.name.lower()} ({what}), see the log above"
     if exit_ in WAITING:
         pause = timedelta(seconds=frozen_settings(run).reschedule_pause)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evpack.errors import EvidenceError, EvpackError, IntegrityError, StepExit
+from evpack.plan.health import health_of
 from evpack.plan.model import StepType
 from evpack.plan.sources import hub_cache
 from evpack.runtime.docker_engine import Ended, RunningContainer, ours, reap, remove
@@ -20,7 +21,8 @@ from evpack.runtime.docker_spec import (
     source_places,
     step_container,
 )
-from evpack.runtime.failures import Output, class_of
+from evpack.runtime.failures import Output, class_of, crashed
+from evpack.runtime.leases import count_failures, known_devices, tell_quarantine
 from evpack.runtime.threads import threads_for
 from evpack.steps.base import StepContext, log
 from evpack.steps.remote import RESULT_FILE, Result, fetch
@@ -78,6 +80,7 @@ class ContainerWork:
                 labels=self._labels,
             )
             output = Output(log)
+            before = _quarantined_by(ctx)
             self._container = RunningContainer(self._client, spec)
             if self._stopped:
                 raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
@@ -86,8 +89,14 @@ class ContainerWork:
             result = _result(outbox, ctx.step.id)
         if result is not None:
             record.was_elsewhere(result.leased, result.peak_rss_bytes)
+        for device, reason in _quarantined_by(ctx).items() - before.items():
+            tell_quarantine(ctx.home, device, reason)
         if ended.code != StepExit.OK:
-            raise _failure(ended, result, output.last)
+            failure = _failure(ended, result, output.last)
+            if failure.exit_code == StepExit.TRANSIENT and crashed(ended.code, output.last):
+                held = result.leased.devices if result and result.leased else ()
+                count_failures(ctx.home, held, ctx.step.id, ctx.settings.worker_max_failures)
+            raise failure
         if result is None:
             raise EvidenceError(f"the container of {ctx.step.id} ended well and left no result")
         return _checked(ctx, result)
@@ -105,6 +114,12 @@ class ContainerWork:
         for container in ours(self._client, ctx.home, run_dir=str(ctx.run.root), step=ctx.step.id):
             log.warning("removed container %s of an earlier attempt", container["Id"][:12])
             remove(self._client, container["Id"])
+
+
+def _quarantined_by(ctx: StepContext) -> dict[str, str]:
+    """Devices that a step had quarantined, and why: its container could tell nobody, EVPACK_HOME is not in there."""
+    found = ((device, health_of(ctx.home, device)) for device in known_devices(ctx.home))
+    return {device: health.quarantined for device, health in found if health.quarantined and health.step == ctx.step.id}
 
 
 def _longest(ctx: StepContext) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evpack.errors import NO_MEMORY, StepExit
+from evpack.errors import NEVER_VALID, NO_MEMORY, StepExit
 from evpack.settings import Settings
 
 RETRIED = NO_MEMORY | {StepExit.TRANSIENT}
@@ -32,12 +32,17 @@ _LAST_LINES = 200
 
 _VMSTAT = Path("/proc/vmstat")
 
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
+"""Signals that a process gets for what it does itself; SIGKILL and SIGTERM come from people, Airflow and the kernel."""
+
+_HUNG = re.compile(r"^Timeout \(\d+:\d\d:\d\d\)!$", re.MULTILINE)
+"""The end of a step that hung beyond its time limit (`steps.runner`)."""
+
 _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
-    # The end of a step that hung beyond its time limit (`steps.runner`).
-    (StepExit.TRANSIENT, re.compile(r"^Timeout \(\d+:\d\d:\d\d\)!$", re.MULTILINE)),
+    (StepExit.TRANSIENT, _HUNG),
     (
         StepExit.OUT_OF_MEMORY,
-        re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b|\bCUDA error: out of memory\b"),
+        re.compile(r"\bOutOfMemoryError\b|\bCUDA (error: )?out of memory\b|\bCUBLAS_STATUS_ALLOC_FAILED\b"),
     ),
     (
         StepExit.OUT_OF_HOST_MEMORY,
@@ -51,7 +56,7 @@ _LOG_CLASSES: tuple[tuple[StepExit, re.Pattern[str]], ...] = (
         StepExit.PERMANENT,
         re.compile(
             r"^(FileNotFoundError|ModuleNotFoundError|ImportError|SyntaxError|TypeError|AssertionError)\b"
-            r"|^ValueError: .* is not a valid\b|\bModel \S* ?not found\b",
+            rf"|^ValueError: .*({NEVER_VALID})|\bModel \S* ?not found\b",
             re.MULTILINE,
         ),
     ),
@@ -109,7 +114,7 @@ def class_of(code: int, lines: Iterable[str] = (), *, memory_killed: bool = Fals
     """
     if code in STEP_CODES:
         return StepExit(code), f"exit {code}"
-    number = -code if code < 0 else code - _CONTAINER_SIGNAL
+    number = _signal(code)
     name = next((known.name for known in signal.Signals if known == number), None)
     what = f"ended by {name}" if name else f"exit {code}, which no step gives"
     if number == signal.SIGKILL and memory_killed:
@@ -119,6 +124,19 @@ def class_of(code: int, lines: Iterable[str] = (), *, memory_killed: bool = Fals
         if found := pattern.search(text):
             return class_, f"{what}, after printing {found.group().strip()!r}"
     return StepExit.TRANSIENT, what
+
+
+def crashed(code: int, lines: Iterable[str] = ()) -> bool:
+    """Whether a step's process crashed or hung, of which nobody but whoever saw its end can tell its devices' books.
+
+    Args:
+        code, lines: as for `class_of`.
+    """
+    return code not in STEP_CODES and (_signal(code) in _CRASHES or _HUNG.search("\n".join(lines)) is not None)
+
+
+def _signal(code: int) -> int:
+    return -code if code < 0 else code - _CONTAINER_SIGNAL
 
 
 def memory_kills() -> int:

@@ -68,21 +68,22 @@ def tell_quarantine(home: Home, uuid: str, reason: str) -> None:
     notify(home, "device_quarantined", f"{uuid}: {reason}")
 
 
-def count_failure(home: Home, uuid: str, step: str, limit: int) -> None:
-    """Note that a step failed on a device without another explanation.
+def count_failures(home: Home, uuids: Sequence[str], step: str, limit: int) -> None:
+    """Note that a step failed on its devices without another explanation.
 
     Args:
-        limit: failures in a row that quarantine it (WORKER_MAX_FAILURES).
+        limit: failures in a row that quarantine a device (WORKER_MAX_FAILURES).
     """
-    health = health_of(home, uuid)
-    failures = health.failures + 1
-    if health.quarantined:
-        return
-    if failures < limit:
-        remember(home, uuid, Health(failures))
-        return
-    reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={limit}), last in step {step}"
-    quarantine(home, uuid, reason, failures, step=step)
+    for uuid in uuids:
+        health = health_of(home, uuid)
+        failures = health.failures + 1
+        if health.quarantined:
+            continue
+        if failures < limit:
+            remember(home, uuid, Health(failures))
+            continue
+        reason = f"{failures} failures in a row (WORKER_MAX_FAILURES={limit}), last in step {step}"
+        quarantine(home, uuid, reason, failures, step=step)
 
 
 def release(home: Home, uuid: str) -> Health:
@@ -298,7 +299,7 @@ def _remember_failure(ctx: StepContext, uuids: Sequence[str], problem: BaseExcep
             reason = f"{faults.get(uuid) or _reason(problem)} (step {ctx.step.id})"
             quarantine(ctx.home, uuid, reason, health.failures + 1, step=ctx.step.id)
         elif suspect:
-            count_failure(ctx.home, uuid, ctx.step.id, ctx.settings.worker_max_failures)
+            count_failures(ctx.home, [uuid], ctx.step.id, ctx.settings.worker_max_failures)
 
 
 def _reason(problem: BaseException) -> str:

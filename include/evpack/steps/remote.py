@@ -91,22 +91,27 @@ def work_alone(
     leased: list[Leased] = []
     published: list[Path] = []
 
-    def work() -> None:
-        need_same_code(run, BAKED)
-        published.extend(work_here(ctx, leased.append, lease, own_process=True))
-
-    exit_, error = attempted(work, step, own_process=True)
-    write_json(
-        outbox / RESULT_FILE,
-        {
+    def leave(error: str | None) -> None:
+        value = {
             "schema": RESULT_SCHEMA,
             "step": step_id,
             "published": _names(published, run),
             "error": error,
             "leased": asdict(leased[-1]) if leased else None,
             "peak_rss_bytes": peak_rss_bytes(),
-        },
-    )
+        }
+        write_json(outbox / RESULT_FILE, value)
+
+    def hold(devices: Leased) -> None:
+        leased.append(devices)
+        leave(None)  # should the process crash, this tells which devices it had
+
+    def work() -> None:
+        need_same_code(run, BAKED)
+        published.extend(work_here(ctx, hold, lease, own_process=True))
+
+    exit_, error = attempted(work, step, own_process=True)
+    leave(error)
     return exit_
 
 

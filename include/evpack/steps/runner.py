@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from evpack.errors import BadInput, Blocked, BrokenContract, EvpackError, StepExit, lacks_memory
+from evpack.errors import NEVER_VALID, BadInput, Blocked, BrokenContract, EvpackError, StepExit, lacks_memory
 from evpack.files import digest_json, write_json
 from evpack.home import Home
 from evpack.plan.memory import devices_of
@@ -309,14 +310,15 @@ def input_digest(run: RunDir, plan: CampaignPlan, step: StepPlan) -> str:
 
 
 def classify(problem: BaseException) -> StepExit:
-    """The exit code of an exception (scheduling spec, section 7: by type, never by searching old logs)."""
+    """The exit code of an exception (scheduling spec, section 7: by type and words, never by searching old logs)."""
     if isinstance(problem, EvpackError):
         return StepExit(problem.exit_code)
     if (lacking := lacks_memory(problem)) is not None:
         return lacking
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return StepExit.DISK
-    return StepExit.PERMANENT if isinstance(problem, _PERMANENT) else StepExit.TRANSIENT
+    never = isinstance(problem, ValueError) and re.search(NEVER_VALID, str(problem)) is not None
+    return StepExit.PERMANENT if never or isinstance(problem, _PERMANENT) else StepExit.TRANSIENT
 
 
 def _text(problem: BaseException) -> str:

@@ -216,13 +216,17 @@ def read_attempts(run: RunDir, step_id: str) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: (record["started_at"], record.get("started_unix", 0), record["try"]))
 
 
-def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) -> None:
+def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) -> list[str]:
     """Write the end of attempts whose process of this host is gone without having written it.
 
     Args:
         exit_: the class that whoever saw the process end gave it.
         why: how it ended, in words.
+
+    Returns:
+        The devices that these held.
     """
+    devices: list[str] = []
     directory = run.attempts(step_id)
     for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
         with contextlib.suppress(EvidenceError, FileNotFoundError):
@@ -230,6 +234,8 @@ def close_dead_attempts(run: RunDir, step_id: str, exit_: StepExit, why: str) ->
             if record["class"] == "running" and not _alive(record):
                 end = {"exit": int(exit_), "class": exit_.name.lower(), "ended_at": utc_now(), "error": why}
                 write_json(path, {**record, **end})
+                devices += (record.get("leased") or {}).get("devices", ())
+    return devices
 
 
 def lowered_batch(run: RunDir, plan: CampaignPlan, step: StepPlan) -> int | None:
