@@ -101,7 +101,7 @@ class DeploymentSettings(BaseModel):
     reschedule_pause: Annotated[
         Seconds,
         Var(
-            *(WORKERS, "RESCHEDULE_PAUSE", "Pause of a task that got no device or no room for a variant, s."),
+            *(WORKERS, "RESCHEDULE_PAUSE", "Pause of a task that got no device or no room, s; at least 15."),
             "steps",
         ),
     ] = 60

@@ -69,7 +69,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[st
 
 
 Faulty = Callable[[dict[str, list[str]]], None]
-IMPATIENT = {"retry_backoff_base": 0.5, "retry_backoff_max": 1, "reschedule_pause": 2, "lease_wait": 1}
+IMPATIENT = {"retry_backoff_base": 0.5, "retry_backoff_max": 1, "reschedule_pause": 0, "lease_wait": 10}
 
 
 def test_classes_of_failures_and_a_sick_device(tmp_path: Path, faulty: Faulty) -> None:

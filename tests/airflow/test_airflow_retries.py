@@ -12,6 +12,7 @@ from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
 
 from evpack.airflow.endings import (
+    LEAST_PAUSE_S,
     BlockedTask,
     StepFailed,
     StepRetry,
@@ -74,6 +75,14 @@ def test_every_exit_code_has_its_way_to_end(run: RunDir) -> None:
         with pytest.raises(AirflowRescheduleException) as waiting:
             end_task(code, STEP, run)
         assert before <= waiting.value.reschedule_date - timedelta(seconds=70) <= datetime.now(UTC)
+
+
+def test_no_task_comes_back_while_airflow_still_looks_after_its_last_process(tmp_path: Path) -> None:
+    hasty = planned_run(tmp_path / "run", [], Settings(reschedule_pause=0.5))
+    before = datetime.now(UTC)
+    with pytest.raises(AirflowRescheduleException) as waiting:
+        end_task(StepExit.NO_DEVICE, STEP, hasty)
+    assert waiting.value.reschedule_date - before >= timedelta(seconds=LEAST_PAUSE_S)
 
 
 def test_a_code_that_no_step_gives_is_told_by_the_output(run: RunDir) -> None:

@@ -160,7 +160,7 @@ def test_variants_never_exceed_their_budget(tmp_path: Path) -> None:
     """Evaluation is slow and creation fast, so that variants would pile up: creation waits, at no cost of a retry."""
     budget_gb = 320
     with stage(tmp_path, SMALL, devices=8, cpu_slots=4, scale=0.3, cpu_scale=0.01) as at:
-        settings = {"variant_budget_gb": budget_gb, "reschedule_pause": 3, "scenarios": SCENARIOS}
+        settings = {"variant_budget_gb": budget_gb, "reschedule_pause": 0, "scenarios": SCENARIOS}
         run = at.start("budget", models=SMALL, **settings)
         with watching(run) as seen:
             at.wait("budget")

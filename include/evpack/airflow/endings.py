@@ -36,6 +36,10 @@ TASK_RETRIES: dict[str, Any] = {
 """Airflow's side of retries. The number is only the ceiling of MAX_RETRIES; the delays are those of tasks whose process
 was killed, which ask no policy."""
 
+LEAST_PAUSE_S = 15.0
+"""Shortest pause of a task that waits. Airflow looks after a task's process for up to 5 s after its end; what it then
+reports of a task that runs again already fails that try, and costs a retry."""
+
 PLAN_TASK = "plan"
 RUN_DIR_KEY = "run_dir"
 """XCom key under which `plan` gives the run directory."""
@@ -161,7 +165,7 @@ def end_task(code: int, step_id: str, run: RunDir, *, lines: Collection[str] = (
             count_failures(Home.locate(), held, step_id, frozen_settings(run).worker_max_failures)
     message = f"{step_id}: {exit_.name.lower()} ({what}), see the log above"
     if exit_ in WAITING:
-        pause = timedelta(seconds=frozen_settings(run).reschedule_pause)
+        pause = timedelta(seconds=max(LEAST_PAUSE_S, frozen_settings(run).reschedule_pause))
         log.warning("%s; the task gives its slots back and asks again in %s", message, pause)
         raise AirflowRescheduleException(datetime.now(UTC) + pause)
     if exit_ is StepExit.BLOCKED:
