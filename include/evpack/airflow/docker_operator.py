@@ -1,7 +1,7 @@
 """Runs a step's work in a container; the books of the step are kept here, in the worker process.
 
-Of DockerOperator only the connection to the engine is used: its way of running a container knows no read-only root, no
-limit of processes and no dropped capabilities, and takes results from the last line of a log.
+Of DockerOperator only its place in Airflow is used: its way of running a container knows no read-only root, no limit of
+processes and no dropped capabilities, and takes results from the last line of a log.
 """
 
 # Airflow's classes have no types mypy can follow (see pyproject), so they count as Any.
@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 
 from evpack.airflow.endings import check_lane, check_tries, end_task, failed, frozen_limits
 from evpack.airflow.operators import run_dir_of
-from evpack.errors import EvpackError
+from evpack.errors import BadInput, EvpackError, Transient
 from evpack.plan.model import StepType, load_plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from evpack.steps.base import StepContext
+    from evpack.steps.state import Attempt
 
 
 class ContainerStepOperator(DockerOperator):
@@ -36,6 +40,7 @@ class ContainerStepOperator(DockerOperator):
 
     def execute(self, context: Context) -> None:
         """Run the step, its output in the task log; its exit code decides how the task ends."""
+        from evpack.runtime.docker_engine import connect
         from evpack.runtime.docker_spec import ContainerLimits
         from evpack.runtime.docker_step import ContainerWork
         from evpack.steps.runner import run_step
@@ -52,11 +57,18 @@ class ContainerStepOperator(DockerOperator):
             "map_index": str(ti.map_index),
             "try": str(ti.try_number),
         }
+
+        def work(ctx: StepContext, record: Attempt) -> list[Path]:
+            """Within the step's books, where it is seen what stands in the way of its container."""
+            try:
+                client = connect()
+            except BadInput as error:  # it answered when the campaign was planned
+                raise Transient(error.what, error.mend) from error
+            self._work = ContainerWork(client, ContainerLimits.of(os.environ), labels)
+            return self._work(ctx, record)
+
         try:
-            self._work = ContainerWork(self.cli, ContainerLimits.of(os.environ), labels)
-            code = run_step(
-                run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=self._work
-            )
+            code = run_step(run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=work)
         except EvpackError as error:
             raise failed(error, limits) from None
         end_task(code, step_id, run)

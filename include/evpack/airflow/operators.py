@@ -74,12 +74,14 @@ class PlanOperator(BaseBranchOperator):
         Raises:
             EvpackError: why it is not planned.
         """
+        from evpack.runtime.choice import check_runtime
         from evpack.steps.plan import open_campaign, place_and_mode
 
         params, run_id = dict(context["params"]), context["dag_run"].run_id
         default_root = home.run_dir(self.dag_id, run_id)
         if not home.pools.is_file():
             raise BadInput(f"no pools were made ({home.pools})", "run `evpack airflow setup`, else steps wait forever")
+        check_runtime()
         named = _names_place(params)
         with locked(home.root):  # two runs that are given one directory must not both find it empty
             run, mode = place_and_mode(params, home, default_root)

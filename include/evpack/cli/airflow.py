@@ -11,6 +11,7 @@ import time
 import typer
 
 from evpack.errors import EvpackError
+from evpack.runtime.choice import chosen_runtime
 
 POLL_S = 1.0
 
@@ -23,11 +24,13 @@ def register(app: typer.Typer) -> None:
     @group.command()
     def setup() -> None:
         """Prepare database, pools and DAGs of AIRFLOW_HOME when it is set, else of the Airflow in EVPACK_HOME."""
+        chosen_runtime()  # what the DAGs cannot be built for is told here, in one line
         prepare()
 
     @group.command()
     def up() -> None:
         """Run Airflow with its UI on this project until Ctrl-C; campaigns started meanwhile use it."""
+        chosen_runtime()
         serve()
 
 

@@ -103,10 +103,10 @@ def start(params: Mapping[str, Any], *, quick: bool) -> int:
         raise
     except EvpackError as error:
         print(f"evpack: {error.diagnostics()}", file=sys.stderr)
-        print(f"the campaign did not end; go on with: evpack campaign resume {run.root}", file=sys.stderr)
+        print(f"the campaign did not end; {_go_on(run)}", file=sys.stderr)
         return CampaignExit.INCOMPLETE
     except KeyboardInterrupt:
-        print(f"stopped; go on with: evpack campaign resume {run.root}", file=sys.stderr)
+        print(f"stopped; {_go_on(run)}", file=sys.stderr)
         raise
     show_lanes(run, home, screen)
     if mode == "calibrate-only":
@@ -178,8 +178,10 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
     from evpack.catalog.suites import settings_for
     from evpack.cli.plan import naming_default_suite
     from evpack.plan.model import load_plan
+    from evpack.runtime.choice import check_runtime
     from evpack.steps.plan import check_mode, dry_run, run_dir
 
+    check_runtime()
     settings = settings_for(params, {}, os.environ, home)
     run = run_dir(settings, default_root)
     check_mode(run, settings.suite_mode)
@@ -223,6 +225,12 @@ def _run_scheduled(deployment: Deployment, dag_id: str, run_id: str, conf: Mappi
             if not airflow.ours:  # somebody else's Airflow would go on with it
                 client.stop_run(dag_id, run_id)
             raise
+
+
+def _go_on(run: RunDir) -> str:
+    if not run.plan.is_file():
+        return "nothing was planned yet: run it again"
+    return f"go on with: evpack campaign resume {run.root}"
 
 
 def _check_pools(client: Client, home: Home) -> None:
