@@ -19,6 +19,8 @@ from evpack.plan.memory import MEMORY_PLAN_COLUMNS, devices_of, step_gb
 from evpack.plan.model import StepType
 from evpack.plan.nvml import SIMULATED_ENV
 from evpack.rundir import RunDir
+from evpack.runtime.leases import quarantine, release
+from evpack.runtime.pools import pool_slots
 from evpack.settings import Settings
 
 NOW = "2026-11-23T12:00:00Z"
@@ -41,13 +43,31 @@ def make_plan(run: RunDir, settings: Settings, home: Home) -> Any:
 
 @pytest.mark.usefixtures("eight")
 def test_pretended_devices_are_planned_for(make_settings: MakeSettings, home: Home, tmp_path: Path) -> None:
-    assert memory.host_devices(make_settings(num_gpus="auto")) == memory.Devices(7, 80)
+    assert memory.host_devices(make_settings(num_gpus="auto"), home) == memory.Devices(7, 80)
     tiny = [str(tmp_path / "checkpoints" / "tiny")]
     model = build_plan(make_settings(num_gpus=2, models=tiny), home, NOW).plan.models[0]
     assert (model.devices, model.lane) == (1, "gpu1_s")
     assert model.scoring_gb == pytest.approx(6, abs=0.1)
     many = build_plan(make_settings(num_gpus="auto", gpu_memory_gb=2, models=tiny), home, NOW).plan.models[0]
     assert (many.devices, many.lane) == (4, "gpu4_s")  # 6 GB over 1.84 GB
+
+
+@pytest.mark.usefixtures("eight")
+def test_a_quarantined_device_is_none_to_plan_for(make_settings: MakeSettings, home: Home) -> None:
+    settings = make_settings(num_gpus="auto", gpu_memory_gb=2)
+    for number in range(4):
+        quarantine(home, f"GPU-{number}", "assert")
+    assert memory.host_devices(settings, home) == memory.Devices(3, 2)
+    assert pool_slots(home)["gpu"] == 3
+    with pytest.raises(BadInput, match=r"does not fit: .* 3 devices give 1\.8 GB each"):
+        build_plan(settings, home, NOW)  # it would take four
+    for number in range(4, 7):
+        quarantine(home, f"GPU-{number}", "assert")
+    with pytest.raises(BadInput, match=r"no device can serve: GPU-0: quarantined \(assert\).*GPU-7: Xid 79") as caught:
+        build_plan(settings, home, NOW)
+    assert "evpack devices" in caught.value.mend and "NUM_GPUS=0" in caught.value.mend
+    release(home, "GPU-5")
+    assert memory.host_devices(settings, home).count == 1
 
 
 @pytest.mark.usefixtures("eight")

@@ -84,9 +84,9 @@ def test_each_host_has_lanes_pools_and_a_queue_of_its_own() -> None:
     assert next_lane("gpu2_m-beta-2", 2) is None
 
 
-def test_pools_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pools_are_those_of_all_hosts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOSTS_ENV, TWO)
-    assert pool_slots() == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 8, "gpu-beta-2": 2}
+    assert pool_slots(home) == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 8, "gpu-beta-2": 2}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,14 @@ def test_pools_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_settings_admit_devices_of_a_listed_host_as_of_this_one(settings: dict[str, Any], expected: Devices) -> None:
     assert described(Host("alpha", 8, 80, 32), Settings(**settings)) == expected
+
+
+def test_a_listed_host_whose_devices_are_all_too_small_is_refused() -> None:
+    small = Host("alpha", 2, 8, 32)
+    with pytest.raises(BadInput, match="devices of alpha 8 GB each, GPU_MIN_FREE_GB=10"):
+        described(small, Settings())
+    assert described(small, Settings(num_gpus=1)) == Devices(1, 8)
+    assert described(small, Settings(num_gpus=0)) == Devices(0)
 
 
 def test_a_model_goes_where_it_fits_and_the_work_is_shared() -> None:
@@ -144,8 +152,8 @@ def test_a_plan_binds_each_model_to_a_host(
     write_json(home.pools, {"gpu-alpha": 8, "cpu-beta-2": 2, "gpu-beta-2": 2})
     with pytest.raises(BadInput, match="take 1 slots of pool cpu-alpha, which has 0"):
         check_lanes(plan, home.pools)
-    assert place_named(settings, home.pools, "beta-2").devices == Devices(2, 40.5)
+    assert place_named(settings, home, "beta-2").devices == Devices(2, 40.5)
     monkeypatch.setenv(HOSTS_ENV, "alpha:8x80:32")
     with pytest.raises(BadInput, match="planned for host beta-2; the deployment has alpha"):
-        place_named(settings, home.pools, "beta-2")
+        place_named(settings, home, "beta-2")
     assert plan.steps_of(StepType.CREATE, lane=lanes["c"])

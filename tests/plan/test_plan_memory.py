@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack.errors import BadInput
+from evpack.home import Home
 from evpack.plan import memory
 from evpack.plan.disk import ModelSpace, check_space, existing_parent, required_gb, variant_budget_gb
 from evpack.plan.memory import Devices, devices_needed, host_devices, scoring_gb
@@ -50,6 +51,14 @@ def test_a_model_that_does_not_fit_is_refused(devices: Devices) -> None:
         devices_needed("a/big", 144, 152_000, devices, settings())
 
 
+@pytest.mark.parametrize(("count", "weights", "least", "lane"), [(3, 150, 3, 4), (5, 300, 5, 8), (7, 440, 7, 8)])
+def test_a_refusal_says_that_lanes_have_no_such_number(count: int, weights: float, least: int, lane: int) -> None:
+    with pytest.raises(BadInput) as caught:
+        devices_needed("m", weights, 32_000, Devices(count, 80), settings())
+    words = f"{least} devices of 73.6 GB each; lanes give 1, 2, 4, 8, so it takes {lane}, and there are {count}"
+    assert words in caught.value.what
+
+
 @given(st.floats(0.1, 500), st.floats(0.1, 500), st.sampled_from([1, 2, 4, 8]))
 def test_more_weights_never_need_fewer_devices(a: float, b: float, count: int) -> None:
     def need(weights: float) -> int:
@@ -76,17 +85,29 @@ def test_more_weights_never_need_fewer_devices(a: float, b: float, count: int) -
         ({"cuda_visible_devices": "-1"}, Devices(0)),
     ],
 )
-def test_device_pool(params: dict[str, Any], expected: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_pool(params: dict[str, Any], expected: Devices, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0, 48.0, 24.0, 80.0))
-    assert host_devices(settings(**params)) == expected
+    assert host_devices(settings(**params), home) == expected
 
 
-def test_hidden_devices_and_hosts_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_never_have_enough_free_are_none_to_plan_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "read_devices", lambda: devices(8.0, 8.0))
+    with pytest.raises(BadInput, match=r"no device can serve: GPU-0: 8\.0 GB in all, GPU_MIN_FREE_GB=10; GPU-1"):
+        host_devices(settings(), home)
+    assert host_devices(settings(gpu_min_free_gb=4), home) == Devices(2, 8)
+    assert host_devices(settings(num_gpus=1), home) == Devices(1, 8)  # shared with its user
+    monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0, 8.0, 48.0))
+    assert host_devices(settings(), home) == Devices(2, 48)
+    monkeypatch.setattr(memory, "read_devices", lambda: devices(8.0))
+    assert host_devices(settings(), home) == Devices(1, 8)
+
+
+def test_hidden_devices_and_hosts_without_any(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0))
-    assert host_devices(resolve({}, {}, {"CUDA_VISIBLE_DEVICES": ""}, {})) == Devices(0)
+    assert host_devices(resolve({}, {}, {"CUDA_VISIBLE_DEVICES": ""}, {}), home) == Devices(0)
     monkeypatch.setattr(memory, "read_devices", list)
-    assert host_devices(settings(num_gpus=8, gpu_memory_gb=80)) == Devices(0)
-    assert host_devices(settings(cuda_visible_devices="0,1")) == Devices(0)
+    assert host_devices(settings(num_gpus=8, gpu_memory_gb=80), home) == Devices(0)
+    assert host_devices(settings(cuda_visible_devices="0,1"), home) == Devices(0)
 
 
 @pytest.mark.parametrize(

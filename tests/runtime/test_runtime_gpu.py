@@ -55,17 +55,17 @@ def test_pool(params: dict[str, Any], environ: dict[str, str], expected: list[in
     [("MIG-aa", None), ("2", None), ("-2", None), ("9,GPU-x", None), ("-1", 0), ("-1,7", None), ("9,1", 1)],
 )
 def test_a_pool_of_devices_that_are_not_there_is_refused(
-    name: str, value: str, count: int | None, pretend: Pretend
+    name: str, value: str, count: int | None, pretend: Pretend, home: Home
 ) -> None:
     settings = resolve({}, {}, {name: value}, {})
     pretend(count=2)
     if count is None:
         with pytest.raises(BadInput, match=f"{name}={value} names none of this host's 2 devices"):
-            host_devices(settings)
+            host_devices(settings, home)
     else:
-        assert host_devices(settings).count == count
+        assert host_devices(settings, home).count == count
     pretend()
-    assert host_devices(settings).count == 0  # a host without devices computes on the CPU whatever is named
+    assert host_devices(settings, home).count == 0  # a host without devices computes on the CPU whatever is named
 
 
 def test_pretended_devices_say_so(pretend: Pretend) -> None:
@@ -188,7 +188,9 @@ def test_no_driver_means_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetCount"])
-def test_a_driver_that_does_not_answer_is_no_host_without_devices(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_does_not_answer_is_no_host_without_devices(
+    call: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = _Nvml()
 
     def mismatch() -> None:
@@ -199,7 +201,7 @@ def test_a_driver_that_does_not_answer_is_no_host_without_devices(call: str, mon
     with pytest.raises(Transient, match="version mismatch"):
         read_devices({})
     assert host.shut == (call != "nvmlInit")
-    assert host_devices(Settings(num_gpus=0)).count == 0  # who wants no device asks no driver
+    assert host_devices(Settings(num_gpus=0), home).count == 0  # who wants no device asks no driver
 
 
 # --- eligibility -----------------------------------------------------------------------------------------------------

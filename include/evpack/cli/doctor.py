@@ -100,11 +100,11 @@ def _pools(home: Home) -> Iterator[Finding]:
     if not home.pools.is_file():
         yield Finding("no pools were made yet", SETUP)
         return
-    made, now = made_pools(home), pool_slots()
+    made, now = made_pools(home), pool_slots(home)
     if made == now:
         yield Finding(f"the pools fit this host: {_listed(made)}")
     else:
-        yield Finding(f"the pools were made for another host or setting: {_listed(made)}; now {_listed(now)}", SETUP)
+        yield Finding(f"the pools were made for other devices or settings: {_listed(made)}; now {_listed(now)}", SETUP)
 
 
 def _containers(home: Home) -> Iterator[Finding]:

@@ -83,7 +83,7 @@ def build_plan(settings: Settings, home: Home, now: str, devices: Devices | None
     if settings.suite_mode != "calibrate-only":
         preflight.check_selected(edits)
     preflight.check_edits_fit(sources, edits)
-    placed = zip(sources, share_out(sources, places(settings, home.pools, devices), settings), strict=True)
+    placed = zip(sources, share_out(sources, places(settings, home, devices), settings), strict=True)
     models = tuple(_model(source, place, count, settings, edits) for source, (place, count) in placed)
     space_of = {source.id: partial(_variant_gb, source, settings=settings) for source in sources}
     steps = [

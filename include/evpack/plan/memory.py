@@ -14,9 +14,11 @@ from pathlib import Path
 
 from evpack.errors import BadInput, EvidenceError
 from evpack.files import GB, read_json
+from evpack.home import Home
+from evpack.plan.health import health_of
 from evpack.plan.lanes import DEVICE_COUNTS, MAX_MAP_LENGTH, lane_named
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
-from evpack.plan.nvml import in_pool, read_devices
+from evpack.plan.nvml import DeviceFacts, in_pool, read_devices, shared_with_user
 from evpack.plan.order import priority
 from evpack.settings import Settings
 
@@ -70,6 +72,12 @@ def devices_needed(model: str, weights_gb: float, vocab: int, devices: Devices, 
     usable = devices.memory_gb * settings.cuda_memory_fraction
     least = max(1, math.ceil(need / usable)) if usable > 0 else DEVICE_COUNTS[-1] + 1
     count = next((count for count in DEVICE_COUNTS if count >= least), least)
+    if least <= devices.count < count <= DEVICE_COUNTS[-1]:
+        raise BadInput(
+            f"{model} does not fit: scoring needs {need:.1f} GB, {least} devices of {usable:.1f} GB each; lanes give "
+            f"{', '.join(map(str, DEVICE_COUNTS[1:]))}, so it takes {count}, and there are {devices.count}",
+            "lower INVARLOCK_EVAL_BATCH or INVARLOCK_SEQ_LEN, use a host with more devices, or leave the model out",
+        )
     if count > min(devices.count, DEVICE_COUNTS[-1]):
         raise BadInput(
             f"{model} does not fit: scoring needs {need:.1f} GB, {devices.count} devices give {usable:.1f} GB each",
@@ -96,11 +104,12 @@ def edits_share_a_pass(
     return edits > 1 and cpu_slots < edits and not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
 
 
-def host_devices(settings: Settings) -> Devices:
-    """The healthy accelerators of this host that the settings admit (`nvml.in_pool`); none without a driver.
+def host_devices(settings: Settings, home: Home) -> Devices:
+    """The accelerators of this host that the settings admit (`nvml.in_pool`) and steps may get; none without a driver.
 
     Raises:
-        BadInput: when a host with devices has none of those that are named: a large model would run on the CPU unasked.
+        BadInput: when a host with devices has none of those that are named, or none of those that are may serve: a
+            large model would run on the CPU unasked.
         Transient: when the driver does not answer.
     """
     named = settings.cuda_visible_devices is not None
@@ -116,11 +125,36 @@ def host_devices(settings: Settings) -> Devices:
             f"give numbers from 0 to {len(found) - 1} or beginnings of UUIDs (parts of a device, as MIG makes them, "
             "cannot be leased), or NUM_GPUS=0 for the CPU",
         )
-    pool = [device for device in admitted if device.fault is None]
-    if not pool:
+    if not admitted:
         return Devices(0)
+    least_gb = least_free_gb(settings, len(admitted))
+    refused = {device.uuid: _out_of_service(device, home, least_gb) for device in admitted}
+    pool = [device for device in admitted if refused[device.uuid] is None]
+    if not pool:
+        raise BadInput(
+            "no device can serve: " + "; ".join(f"{uuid}: {why}" for uuid, why in refused.items()),
+            "release mended ones (`evpack devices`), lower GPU_MIN_FREE_GB, or give NUM_GPUS=0 for the CPU",
+        )
     smallest = min(device.memory_gb for device in pool)
     return Devices(len(pool), settings.gpu_memory_per_device or settings.gpu_memory_gb or smallest)
+
+
+def least_free_gb(settings: Settings, pool: int) -> float:
+    """Memory, GB, that a device must have free whatever a step needs: GPU_MIN_FREE_GB where the host serves many.
+
+    Args:
+        pool: devices that the settings admit.
+    """
+    return 0.0 if shared_with_user(settings, pool) else settings.gpu_min_free_gb
+
+
+def _out_of_service(device: DeviceFacts, home: Home, least_gb: float) -> str | None:
+    """Why no step can ever get a device as it is; None when one may."""
+    if why := health_of(home, device.uuid).quarantined:
+        return f"quarantined ({why})"
+    if device.fault is None and device.memory_gb < least_gb:
+        return f"{device.memory_gb:.1f} GB in all, GPU_MIN_FREE_GB={least_gb:g}"
+    return device.fault
 
 
 def devices_of(plan: CampaignPlan, step: StepPlan) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from evpack.errors import BadInput
-from evpack.plan.hosts import Host, chosen_hosts
+from evpack.home import Home
+from evpack.plan.hosts import HOSTS_ENV, Host, chosen_hosts
 from evpack.plan.lanes import CPU_POOL
-from evpack.plan.memory import NO_DEVICE_NAMES, Devices, devices_needed, host_devices, slots_made
+from evpack.plan.memory import NO_DEVICE_NAMES, Devices, devices_needed, host_devices, least_free_gb, slots_made
 from evpack.plan.sources import Source
 from evpack.settings import Settings
 
@@ -25,29 +25,29 @@ class Place:
     """Steps that may run side by side on the processor, 0 when that is not known."""
 
 
-def places(settings: Settings, pools: Path, devices: Devices | None = None) -> tuple[Place, ...]:
+def places(settings: Settings, home: Home, devices: Devices | None = None) -> tuple[Place, ...]:
     """The hosts of the deployment: this one as it is, or those that EVPACK_HOSTS lists as it describes them.
 
     Args:
-        pools: what `evpack airflow setup` made.
+        home: knows what `evpack airflow setup` made, and quarantined devices.
         devices: of a single host that is to be planned for instead.
 
     Raises:
-        BadInput: EVPACK_HOSTS or the pools' file is malformed, or the settings name none of this host's devices.
+        BadInput: EVPACK_HOSTS or the pools' file is malformed, or no device that the settings name can serve.
     """
     if devices is None and (hosts := chosen_hosts()):
         return tuple(Place(host.name, described(host, settings), host.cpu_slots) for host in hosts)
-    cpu_slots = (slots_made(pools) or {}).get(CPU_POOL, 0)
-    return (Place(None, host_devices(settings) if devices is None else devices, cpu_slots),)
+    cpu_slots = (slots_made(home.pools) or {}).get(CPU_POOL, 0)
+    return (Place(None, host_devices(settings, home) if devices is None else devices, cpu_slots),)
 
 
-def place_named(settings: Settings, pools: Path, host: str | None) -> Place:
+def place_named(settings: Settings, home: Home, host: str | None) -> Place:
     """The one of `places` that a lane names.
 
     Raises:
         BadInput: when the deployment has no such host any more.
     """
-    found = {place.host: place for place in places(settings, pools)}
+    found = {place.host: place for place in places(settings, home)}
     if host not in found:
         known = ", ".join(str(name) for name in found if name) or "one host without a name"
         raise BadInput(
@@ -57,11 +57,21 @@ def place_named(settings: Settings, pools: Path, host: str | None) -> Place:
 
 
 def described(host: Host, settings: Settings) -> Devices:
-    """The devices of a listed host that the settings admit: nobody looks at them from here."""
+    """The devices of a listed host that the settings admit: nobody looks at them from here.
+
+    Raises:
+        BadInput: when each is too small to have GPU_MIN_FREE_GB free.
+    """
     names = settings.gpu_id_list if settings.cuda_visible_devices is None else settings.cuda_visible_devices
     count = host.devices if settings.num_gpus is None else min(host.devices, settings.num_gpus)
     if names is not None:
         count = min(count, len(set(names) - NO_DEVICE_NAMES))
+    if count and host.memory_gb < (least_gb := least_free_gb(settings, count)):
+        raise BadInput(
+            f"{HOSTS_ENV} gives the devices of {host.name} {host.memory_gb:g} GB each, GPU_MIN_FREE_GB={least_gb:g} "
+            "asks for more free",
+            "lower GPU_MIN_FREE_GB",
+        )
     memory_gb = settings.gpu_memory_per_device or settings.gpu_memory_gb or host.memory_gb
     return Devices(count, memory_gb) if count else Devices(0)
 

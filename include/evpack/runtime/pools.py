@@ -46,13 +46,13 @@ def made_pools(home: Home) -> dict[str, int]:
     return slots_made(home.pools) or {}
 
 
-def pool_slots() -> dict[str, int]:
-    """Slots by pool name. `gpu` has one per device; without a device it has none, and the plan puts nothing there.
+def pool_slots(home: Home) -> dict[str, int]:
+    """Slots by pool name. `gpu` has one per device that steps may get; without one the plan puts nothing there.
 
     Where EVPACK_HOSTS lists several hosts, each has both pools, with its name.
 
     Raises:
-        BadInput: when a variable of the environment that decides about devices is wrong.
+        BadInput: when a variable of the environment that decides about devices is wrong, or no device can serve.
     """
     from evpack.plan.memory import host_devices
     from evpack.settings_resolve import resolve
@@ -60,4 +60,4 @@ def pool_slots() -> dict[str, int]:
     if hosts := chosen_hosts():
         slots = {pool_of(CPU_POOL, host.name): host.cpu_slots for host in hosts}
         return slots | {pool_of(GPU_POOL, host.name): host.devices for host in hosts}
-    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {})).count}
+    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {}), home).count}

@@ -100,7 +100,7 @@ def _next_change(
             f"{_SMALLER}, or resume with more memory (EVPACK_CONTAINER_MEMORY_GB, another host)",
         )
     here = lane_named(model.lane)
-    host = place_named(_frozen_settings(run), home.pools, here.host if here else None).devices.count
+    host = place_named(_frozen_settings(run), home, here.host if here else None).devices.count
     lane = next_lane(model.lane, host)
     if lane is None:
         raise BadInput(
