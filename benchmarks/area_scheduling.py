@@ -92,7 +92,8 @@ def _makespan_rows(root: Path) -> list[Row]:
     home, host, rows = Home(root / "hub").create(), Host(), []
     pretend_hub(home, full_models())
     for devices in DEVICE_COUNTS:
-        case = plan_case(devices, home, devices * host.cpu_slots_per_device)
+        slots = devices * host.cpu_slots_per_device
+        case = plan_case(devices, home, slots)
         _, found = play(case, "small_first", host)
         rows.append(
             Row(
@@ -103,7 +104,7 @@ def _makespan_rows(root: Path) -> list[Row]:
                 "at most",
                 reference=found["bound_s"],
                 reference_name="max(work / devices, longest chain)",
-                note=f"{len(case.plan.models)} models; {len(case.left_out)} do not fit",
+                note=f"{len(case.plan.models)} models; {len(case.left_out)} do not fit; {slots} slots of `cpu`",
             )
         )
     return rows

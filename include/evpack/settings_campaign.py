@@ -69,7 +69,7 @@ class CampaignSettings(BaseModel):
         Var(
             CORE,
             "PACK_USE_BATCH_EDITS",
-            "Make all edits of a model in one pass (true) or singly (false); auto: one pass unless the model is large.",
+            "All edits of a model in one pass (true) or singly (false); auto: singly on devices and for large models.",
             PLAN,
         ),
     ] = None

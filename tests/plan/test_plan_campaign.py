@@ -131,6 +131,7 @@ def test_which_models_edits_share_a_pass(
 ) -> None:
     settings = make_settings(use_batch_edits=use)
     assert edits_share_a_pass(model, weights_gb, 1000, edits, settings) is shared
+    assert edits_share_a_pass(model, weights_gb, 1000, edits, settings, devices=1) is (use is True)
 
 
 def test_with_a_core_for_each_edit_they_are_made_side_by_side(make_settings: MakeSettings, home: Home) -> None:

@@ -173,6 +173,17 @@ def test_the_makespan_is_near_the_lower_bound(cases: dict[int, Case], devices: i
     check_limits(spans, host_pools(devices, devices * 12))
 
 
+@pytest.mark.parametrize(("devices", "slots"), [(1, 2), (2, 2), (1, 4), (2, 4)])
+def test_the_promise_holds_with_fewer_processor_slots_than_edits(tmp_path: Path, devices: int, slots: int) -> None:
+    home, host = Home(tmp_path), replace(HOST, cpu_slots_per_device=slots)
+    pretend_hub(home, full_models())
+    case = plan_case(devices, home, devices * slots)
+    found = play(case, "small_first", host)[1]
+    assert found["makespan_s"] <= NEAR * found["bound_s"]
+    together = plan_case(devices, home, devices * slots, use_batch_edits=True)
+    assert found["makespan_s"] <= play(together, "small_first", host)[1]["makespan_s"]
+
+
 @pytest.mark.parametrize(("order", "first"), [("small_first", 0), ("large_first", -1)])
 def test_small_models_are_done_first_or_last_as_the_order_says(cases: dict[int, Case], order: str, first: int) -> None:
     """On two devices: on more, the largest model has the longest chain, and ends last in either order."""

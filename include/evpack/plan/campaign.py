@@ -227,6 +227,7 @@ def _model(
             sum(model == source.id and edit.status == "selected" for (model, _), edit in edits.items()),
             settings,
             place.cpu_slots,
+            count,
         ),
     )
 

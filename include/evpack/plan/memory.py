@@ -87,21 +87,24 @@ def devices_needed(model: str, weights_gb: float, vocab: int, devices: Devices, 
 
 
 def edits_share_a_pass(
-    model: str, weights_gb: float, vocab: int, edits: int, settings: Settings, cpu_slots: int = 0
+    model: str, weights_gb: float, vocab: int, edits: int, settings: Settings, cpu_slots: int = 0, devices: int = 0
 ) -> bool:
-    """Whether one pass makes all edits of a model: as PACK_USE_BATCH_EDITS says, else unless the model is large.
+    """Whether one pass makes all edits of a model: as PACK_USE_BATCH_EDITS says, else where only processors compute.
 
-    A large model's edits are the slowest to make; made singly, they run side by side and each can be evaluated as
-    soon as it is there. Where the host has a core for each, that holds for every model (docs/scheduling.md).
+    Made singly, each can be evaluated as soon as it is there, so no device waits for the last of them; a large model's
+    are the slowest to make, and where the host has a core for each they run side by side (docs/scheduling.md).
 
     Args:
         edits: how many there are to make.
         cpu_slots: steps that may run side by side on the processor, 0 when that is not known.
+        devices: accelerators that score the model.
     """
     if settings.use_batch_edits is not None:
         return settings.use_batch_edits
+    if devices or edits < 2 or edits <= cpu_slots:
+        return False
     large = any(part in model.lower() for part in LARGE_NAMES)
-    return edits > 1 and cpu_slots < edits and not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
+    return not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
 
 
 def host_devices(settings: Settings, home: Home) -> Devices:
