@@ -216,6 +216,22 @@ def test_plain_lines_appear_when_something_changes(
     assert "calibrate waiting" in lines[1]
 
 
+def test_what_waits_says_for_what_until_it_works(
+    planned: tuple[RunDir, CampaignPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plan = planned
+    finish(run, plan, "fixture.setup_baseline")
+    waiting = Attempt(run, "fixture.calibrate", 1, None)
+    waiting.begin()
+    waiting.end(StepExit.NO_DEVICE, "GPU-0: 1.5 GB are in use")
+    with LiveView(run, console()) as view:
+        view.update()
+    assert "calibrate waits: GPU-0: 1.5 GB are in use" in capsys.readouterr().out
+    assert "calibrate waits: GPU-0: 1.5 GB are in use" in invoke("status", str(run.root))[1]
+    Attempt(run, "fixture.calibrate", 1, None).begin()
+    assert "waits:" not in invoke("status", str(run.root))[1]
+
+
 def invoke(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(build_app(), ["campaign", *arguments])
     return result.exit_code, result.output + str(result.exception or "")

@@ -76,7 +76,7 @@ class LiveView:
 
     def _show(self, models: Sequence[ModelProgress], footer: str) -> None:
         if self._live is not None:
-            self._live.update(Group(_progress_table(models), Text(footer, style="dim")))
+            self._live.update(Group(_progress_table(models), *_waits(models), Text(footer, style="dim")))
             return
         text = "; ".join(map(_line, models)) or footer
         now = time.monotonic()
@@ -134,7 +134,8 @@ def _what_follows(run: RunDir) -> str:
 
 def show_progress(run: RunDir, plan: CampaignPlan, screen: Console) -> None:
     """Progress once, for `status`."""
-    screen.print(_progress_table(read_progress(run, plan)))
+    models = read_progress(run, plan)
+    screen.print(_progress_table(models), *_waits(models))
 
 
 def show_lanes(run: RunDir, home: Home, screen: Console) -> None:
@@ -185,11 +186,17 @@ def _progress_table(models: Sequence[ModelProgress]) -> Table:
     return table
 
 
+def _waits(models: Sequence[ModelProgress]) -> list[Text]:
+    """What stands still without having failed."""
+    return [Text(f"{model.label}: {model.held_up}") for model in models if model.held_up]
+
+
 def _line(model: ModelProgress) -> str:
     preparation = "" if model.preparation == "ready" else f" {model.preparation},"
     counts = f"cells {model.done}/{model.cells} done, {len(model.running)} running, {len(model.failed)} failed"
     running = f": {', '.join(model.running)}" if model.running else ""
-    return f"{model.label}{preparation} {counts}{running}"
+    waits = f"; {model.held_up}" if model.held_up else ""
+    return f"{model.label}{preparation} {counts}{running}{waits}"
 
 
 def _clock(seconds: float) -> str:

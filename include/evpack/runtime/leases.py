@@ -258,7 +258,8 @@ def _wait(ctx: StepContext, demand: Demand, locks: ExitStack) -> list[DeviceFact
             raise NoDevice(
                 f"{demand.count} devices did not become free within LEASE_WAIT={ctx.settings.lease_wait:g} s: "
                 + "; ".join(refused),
-                "nothing: the step is tried again later; `evpack devices list` shows who holds them",
+                "nothing where they will be given back (`evpack devices`): the step is tried again; else plan anew "
+                "with GPU_REQUIRE_IDLE=0, a lower GPU_MIN_FREE_GB or other devices",
             )
         if not told:
             told = True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from evpack.plan.model import CampaignPlan, StepPlan, StepType
 from evpack.rundir import RunDir
-from evpack.steps.state import step_state
+from evpack.steps.state import held_up, step_state
 
 _MODEL_STEPS = (StepType.SETUP_BASELINE, StepType.CALIBRATE, StepType.DERIVE_PRESET)
 
@@ -27,6 +27,8 @@ class ModelProgress:
     """Cells at work: ``<scenario> (create|evaluate)``."""
     failed: tuple[str, ...]
     """Scenarios whose last attempt failed."""
+    held_up: str | None = None
+    """The first step that had to wait for devices or for room, and why."""
 
     @property
     def waiting(self) -> int:
@@ -53,7 +55,13 @@ def _model(run: RunDir, plan: CampaignPlan, name: str, label: str) -> ModelProgr
         done=counts["done"],
         running=tuple(f"{scenario} ({what})" for scenario, (state, what) in states.items() if state == "running"),
         failed=tuple(scenario for scenario, (state, _) in states.items() if state == "failed"),
+        held_up=next(filter(None, (_held_up(run, step) for step in plan.steps if step.model == name)), None),
     )
+
+
+def _held_up(run: RunDir, step: StepPlan) -> str | None:
+    reason = held_up(run, step.id)
+    return f"{step.scenario or step.type} waits: {reason}" if reason else None
 
 
 def _cell(run: RunDir, steps: Sequence[StepPlan]) -> tuple[str, str]:

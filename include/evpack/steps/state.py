@@ -303,6 +303,17 @@ def step_state(run: RunDir, step_id: str) -> str:
     return "running" if _alive(last) else "failed"
 
 
+def held_up(run: RunDir, step_id: str) -> str | None:
+    """Why the last attempt of a step had to wait, None when it had not or the step is done.
+
+    Who waits has not failed and is in no list of errors; what it waits for may never come.
+    """
+    if run.marker(step_id).is_file():
+        return None
+    attempts = read_attempts(run, step_id)
+    return str(attempts[-1]["error"]) if attempts and attempts[-1]["class"] in _WAITING else None
+
+
 def running_step(run: RunDir, plan: CampaignPlan) -> str | None:
     """A step whose process is alive, None when there is none."""
     return next((step.id for step in plan.steps if step_state(run, step.id) == "running"), None)
