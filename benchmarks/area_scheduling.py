@@ -26,6 +26,8 @@ from studies.scheduling.stage import ROOT, SMALL_TEXT, fixture_models, stage
 AT_ONCE = 2
 TASK_MODELS = 2
 PLANNED_MODELS = 64
+NO_ENGINE = 77
+"""How tools/with_docker.sh ends where no engine can be had."""
 
 
 def measure() -> list[Row]:
@@ -63,10 +65,11 @@ def _container_rows(root: Path) -> list[Row]:
     """What a container adds to a task that runs a step; no row, but a reason, where no engine can be had."""
     file = root / "containers.json"
     command = ["tools/with_docker.sh", sys.executable, "-m", "benchmarks.containers", str(file)]
-    said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    if not file.is_file():
-        print(f"  no row of containers: {said.strip().splitlines()[-1]}")
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode == NO_ENGINE:
+        print(f"  no row of containers: {done.stdout.strip().splitlines()[-1]}")
         return []
+    done.check_returncode()
     found = read_json(file)
     assert found[PROCESS].keys() == found[DOCKER].keys(), "other steps in containers"
     added = [found[DOCKER][task] - seconds for task, seconds in found[PROCESS].items()]

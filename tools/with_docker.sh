@@ -2,7 +2,7 @@
 # Run a command where a Docker engine answers and EVPACK_WORKER_IMAGE names a fresh worker image.
 #   tools/with_docker.sh COMMAND...
 # Where no engine answers, root installs and starts one of Debian for the command's time and leaves nothing of it behind.
-# Where that is not possible, it says so and ends well: nothing can be run in containers there.
+# Where that is not possible, it says so and ends with 77: nothing can be run in containers there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 context=${EVPACK_IMAGE_CONTEXT:-$PWD/wheelhouse}
@@ -25,7 +25,7 @@ stop() {
 start() {
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || ! unshare --mount --pid --fork true 2>/dev/null; then
         echo "skipped: no Docker engine answers, and none can be installed here (needs root, apt-get and namespaces)"
-        exit 0
+        exit 77
     fi
     local need missing=()
     for need in dockerd:docker.io debootstrap:debootstrap; do
