@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from evpack.airflow.client import Client, Endpoint
 from evpack.cli.main import build_app
 from evpack.errors import BadInput, CampaignExit, StepExit
 from evpack.files import read_json, write_json
@@ -118,6 +119,19 @@ def test_the_command_says_what_it_took_back(run: RunDir) -> None:
     assert "taken back: b.derive_preset" in done.output and "campaign resume" in done.output
     again = CliRunner().invoke(build_app(), ["invalidate", str(run.root), "b.derive_preset"])
     assert "nothing of it was finished" in again.output
+
+
+@pytest.mark.parametrize(("answers", "state", "refused"), [(1, "running", 1), (1, "success", 0), (0, "running", 0)])
+def test_nothing_is_taken_back_from_a_dag_run_that_goes_on(
+    answers: int, state: str, refused: int, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(run.dag_run, {"at_work": {"dag_id": "d", "run_id": "r"}})
+    monkeypatch.setattr("evpack.airflow.embedded.endpoint_of", lambda _: Endpoint("http://127.0.0.1:9", "admin", "p"))
+    monkeypatch.setattr(Client, "health", lambda _: {"scheduler": "healthy"} if answers else {})
+    monkeypatch.setattr(Client, "run_state", lambda *_: state)
+    done = CliRunner().invoke(build_app(), ["invalidate", str(run.root), "b.derive_preset"])
+    assert isinstance(done.exception, BadInput) == bool(refused), done.output
+    assert run.marker("b.derive_preset").is_file() == bool(refused)
 
 
 def test_a_killed_attempt_is_told_by_the_next(run: RunDir) -> None:
