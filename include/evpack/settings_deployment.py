@@ -58,7 +58,7 @@ class DeploymentSettings(BaseModel):
 
     # --- workers and reliability
     worker_heartbeat_interval: Annotated[
-        Seconds, Var(WORKERS, "WORKER_HEARTBEAT_INTERVAL", "Seconds.", airflow="[scheduler] job_heartbeat_sec")
+        Seconds, Var(WORKERS, "WORKER_HEARTBEAT_INTERVAL", "Seconds.", airflow="[workers] min_heartbeat_interval")
     ] = 30
     worker_idle_sleep: Annotated[
         Seconds, Var(WORKERS, "WORKER_IDLE_SLEEP", "Seconds.", airflow="[scheduler] scheduler_idle_sleep_time")

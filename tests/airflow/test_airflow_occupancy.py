@@ -102,6 +102,17 @@ def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunD
     return work
 
 
+def test_lists_are_held_against_the_airflow_that_runs(
+    plans: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
+    with pytest.raises(BadInput, match="has 2 cells, more than the 1 that one list may have") as caught:
+        plans("a.1")
+    assert "set [core] max_map_length to 20000" in caught.value.mend
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    assert plans("a.1").plan.is_file()  # when it was mended
+
+
 def test_of_two_runs_that_plan_at_once_one_gets_the_directory(plans: Callable[..., RunDir]) -> None:
     ends: list[object] = []
 

@@ -48,6 +48,10 @@ PARSE_S = 300
 """Longest time to read a DAG file, most of which are Airflow's imports: seconds, on a crowded machine more than the 30
 that Airflow allows."""
 
+LOST_S = 300
+"""Silence after which a task counts as lost with its host and is tried again. Its supervisor speaks every 5 s, whatever
+the step does, so the reference's 2,700 s (WORKER_TIMEOUT) would only make that later."""
+
 SPARE_TASKS = 6
 """Tasks beyond the pools' slots that may run at once: selections, plan, verdict."""
 
@@ -226,8 +230,12 @@ class Deployment:
                 "execution_api_server_url": f"http://{HOST}:{port}/execution/",
                 "dagbag_import_timeout": str(PARSE_S),
             },
-            # Airflow's 5 s are less than the server itself waits for its database.
-            "workers": {"execution_api_timeout": str(LOCK_WAIT_S)},
+            "workers": {
+                # Airflow's 5 s are less than the server itself waits for its database.
+                "execution_api_timeout": str(LOCK_WAIT_S),
+                # How soon a clear or a stop reaches a step.
+                "min_heartbeat_interval": "5",
+            },
             "dag_processor": {"dag_file_processor_timeout": str(PARSE_S)},
             "database": {"sql_alchemy_conn": f"sqlite:///{self.root / 'airflow.db'}?timeout={LOCK_WAIT_S}"},
             "logging": {"base_log_folder": str(self.logs), "colored_console_log": "False"},
@@ -236,6 +244,7 @@ class Deployment:
                 "scheduler_idle_sleep_time": "0.2",
                 "max_tis_per_query": tasks,
                 "use_job_schedule": str(schedules),
+                "task_instance_heartbeat_timeout": str(LOST_S),
             },
             "api": {
                 "host": HOST,

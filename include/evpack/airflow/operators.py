@@ -74,6 +74,9 @@ class PlanOperator(BaseBranchOperator):
         Raises:
             EvpackError: why it is not planned.
         """
+        from airflow.sdk.configuration import conf
+
+        from evpack.plan.memory import check_lanes
         from evpack.runtime.choice import check_runtime
         from evpack.steps.plan import open_campaign, place_and_mode
 
@@ -91,6 +94,7 @@ class PlanOperator(BaseBranchOperator):
                 occupy(context, run)
             run, plan = open_campaign(params, home, default_root=default_root, dag_run=run_id, again=again)
             occupy(context, run, planned=again or not planned)
+        check_lanes(plan, home.pools, conf.getint("core", "max_map_length"))
         return run, plan, mode
 
 

@@ -233,11 +233,12 @@ def memory_plan(plan: CampaignPlan, settings: Settings) -> str:
     return text.getvalue()
 
 
-def check_lanes(plan: CampaignPlan, pools: Path) -> None:
+def check_lanes(plan: CampaignPlan, pools: Path, longest: int | None = None) -> None:
     """Refuse what Airflow would let wait forever or fail on.
 
     Args:
         pools: what `evpack airflow setup` made; a deployment without it is not checked.
+        longest: list that the Airflow at hand expands; the documented `MAX_MAP_LENGTH` when None.
 
     Raises:
         BadInput: a lane's steps take more slots than their pool has, or a list is longer than one may be expanded.
@@ -251,9 +252,10 @@ def check_lanes(plan: CampaignPlan, pools: Path) -> None:
                     f"steps of lane {lane.id} take {needed} slots of pool {pool}, which has {made} ({pools})",
                     "run `evpack airflow setup` where the devices are, or plan for fewer with NUM_GPUS",
                 )
-        cells = len(plan.steps_of(StepType.CREATE, lane=lane.id))
-        if cells > MAX_MAP_LENGTH:
+        cells, most = len(plan.steps_of(StepType.CREATE, lane=lane.id)), longest or MAX_MAP_LENGTH
+        if cells > most:
             raise BadInput(
-                f"lane {lane.id} has {cells} cells, more than the {MAX_MAP_LENGTH} that one list may have",
-                "split the models or the scenarios over several campaigns",
+                f"lane {lane.id} has {cells} cells, more than the {most} that one list may have",
+                "split the models or the scenarios over several campaigns"
+                + (f", or set [core] max_map_length to {MAX_MAP_LENGTH}" if most < MAX_MAP_LENGTH else ""),
             )
