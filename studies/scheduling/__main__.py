@@ -1,7 +1,11 @@
-"""`python -m studies.scheduling`: the full suite on 1, 2, 4 and 8 devices; results and pictures to studies/results/."""
+"""`python -m studies.scheduling`: the full suite on 1, 2, 4 and 8 devices; results and pictures to studies/results/.
+
+With `--run RUN_DIR --devices N --cpu-slots M` a finished campaign on such a host, with the durations that it measured.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.suites import settings_for
-from evpack.errors import BadInput
+from evpack.errors import BadInput, EvpackError
 from evpack.files import write_atomic, write_json
 from evpack.home import Home
 from evpack.plan.campaign import build_plan
 from evpack.plan.memory import Devices
-from evpack.plan.model import CampaignPlan
+from evpack.plan.model import CampaignPlan, load_plan
 from evpack.plan.order import ORDERS
 from evpack.render.timeline import Bar, timeline
+from evpack.rundir import RunDir
+from evpack.runtime.threads import frozen_settings
 from evpack.settings import Settings
 from studies.scheduling.bounds import figures, longest_chain, lower_bound
-from studies.scheduling.durations import Host, by_formula
+from studies.scheduling.durations import Host, by_formula, measured
 from studies.scheduling.reference import MONITOR_S, Reference
 from studies.scheduling.shapes import FULL, full_models, pretend_hub
 from studies.scheduling.simulator import Simulation, Span, host_pools
-from studies.scheduling.tasks import CPU, GPU, airflow_tasks
+from studies.scheduling.tasks import CPU, GPU, Task, airflow_tasks
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "scheduling.md"
@@ -69,10 +75,25 @@ def plan_case(devices: int, home: Home, cpu_slots: int, **params: Any) -> Case:
 def play(case: Case, order: str, host: Host) -> tuple[list[Span], dict[str, float]]:
     """The campaign under Airflow's rule: its spans, and its figures beside the lower bound."""
     tasks = airflow_tasks(case.plan, by_formula(case.plan, case.settings, FULL, host), order)
-    pools = host_pools(case.devices, case.devices * host.cpu_slots_per_device)
-    spans = Simulation(tasks, pools, overhead_s=OVERHEAD_S).run()
-    bound = lower_bound(tasks, case.devices, OVERHEAD_S)
-    found = figures(spans, case.devices)
+    return _simulated(tasks, case.devices, case.devices * host.cpu_slots_per_device)
+
+
+def replay(run: RunDir, devices: int, cpu_slots: int) -> dict[str, float]:
+    """The figures of a finished campaign on a host of so many devices and processor slots, its steps as long as it saw.
+
+    Raises:
+        BadInput: when there is no plan, or a model of it needs more devices.
+    """
+    plan = load_plan(run)
+    if (most := max(model.devices for model in plan.models)) > devices:
+        raise BadInput(f"a model of {run.root} needs {most} devices, not {devices}", f"give --devices {most} or more")
+    return _simulated(airflow_tasks(plan, measured(run, plan), frozen_settings(run).order), devices, cpu_slots)[1]
+
+
+def _simulated(tasks: Sequence[Task], devices: int, cpu_slots: int) -> tuple[list[Span], dict[str, float]]:
+    spans = Simulation(tasks, host_pools(devices, cpu_slots), overhead_s=OVERHEAD_S).run()
+    bound = lower_bound(tasks, devices, OVERHEAD_S)
+    found = figures(spans, devices)
     chain = longest_chain(tasks, OVERHEAD_S)
     return spans, {**asdict(found), "bound_s": bound, "chain_s": chain, "ratio": found.makespan_s / bound}
 
@@ -151,8 +172,20 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study, write studies/results/scheduling.json and the table in docs/scheduling.md, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m studies.scheduling")
+    parser.add_argument("--run", type=Path, help="run directory of a finished campaign, in the place of the suite")
+    parser.add_argument("--devices", type=int, default=0, help="of the host that it is played on")
+    parser.add_argument("--cpu-slots", type=int, default=1, help="steps at once on its processor")
+    options = parser.parse_args(arguments)
+    if options.run:
+        try:
+            found = replay(RunDir(options.run.absolute()), options.devices, options.cpu_slots)
+        except EvpackError as error:
+            parser.error(error.diagnostics())
+        print(", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+        return 0
     result = study(Host())
     write_json(RESULTS / "scheduling.json", result)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)

@@ -44,7 +44,7 @@ def lower_bound(tasks: Sequence[Task], devices: int, overhead_s: float) -> float
     A chain counts only what a step really needs: barriers of the DAG are no part of the problem.
     """
     work = sum((task.duration.seconds + overhead_s) * task.devices for task in tasks)
-    return max(work / devices, longest_chain(tasks, overhead_s))
+    return max(work / max(devices, 1), longest_chain(tasks, overhead_s))
 
 
 def longest_chain(tasks: Sequence[Task], overhead_s: float) -> float:

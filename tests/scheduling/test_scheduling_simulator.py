@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evpack.catalog.suites import chosen_scenarios, settings_for
 from evpack.files import read_json, write_json
 from evpack.home import Home
-from evpack.plan.model import StepType
-from studies.scheduling.__main__ import OVERHEAD_S, Case, plan_case, play, play_reference
+from evpack.plan.model import CLOSING, StepPlan, StepType, step_id
+from evpack.settings import Settings
+from studies.scheduling.__main__ import OVERHEAD_S, Case, main, plan_case, play, play_reference, replay
 from studies.scheduling.bounds import figures, longest_chain, lower_bound
 from studies.scheduling.durations import Host, by_formula, edit_rates
 from studies.scheduling.rule import choose, starting_order
 from studies.scheduling.shapes import FULL, full_models, pretend_hub, weights_gb
 from studies.scheduling.simulator import Simulation, Span, host_pools
 from studies.scheduling.tasks import CPU, GPU, Duration, Task, airflow_tasks
+from tests.plans import model_plan, planned_run
 from tests.scheduling.traces import of_run
 
 RATES = {"quant_rtn": 0.3, "fp8_quant": 0.3, "magnitude_prune": 0.35, "lowrank_svd": 0.27, "pass": 0.7}
@@ -240,6 +243,34 @@ def test_figures_and_bound_of_a_schedule_worked_out_by_hand() -> None:
     assert longest_chain(tasks, 0) == 2 + 4 + 1
     assert lower_bound(tasks, 2, 0) == 7
     assert lower_bound(tasks, 1, 0) == 11
+
+
+def test_a_finished_campaign_is_played_on_another_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def step(type_: StepType, scenario: str | None = None, *needs: str) -> StepPlan:
+        return StepPlan(
+            id=step_id(type_, "m", scenario), type=type_, model="m", scenario=scenario, lane="gpu1_s", needs=needs
+        )
+
+    scenarios = chosen_scenarios(settings_for({"suite": "fixture"}, {}, {}, Home(tmp_path))).scenarios[:2]
+    steps = [step(StepType.SETUP_BASELINE), step(StepType.CALIBRATE), step(StepType.DERIVE_PRESET)]
+    steps += [step(type_, found.id) for found in scenarios for type_ in (StepType.CREATE, StepType.EVALUATE)]
+    steps += [StepPlan(id=name.value, type=name) for name in CLOSING]
+    model = model_plan(devices=1, lane="gpu1_s")
+    run = planned_run(tmp_path / "run", steps, Settings(), models=(model,), scenarios=scenarios)
+    for found in steps:
+        seconds = 60.0 if found.type is StepType.EVALUATE else 0.0
+        record = {"seconds": seconds, "leased": {"waited_s": 10.0} if seconds else None, "started_at": "", "try": 1}
+        write_json(run.attempts(found.id) / "001.json", record)
+
+    def makespan(devices: int) -> float:
+        return replay(run, devices, 1)["makespan_s"]
+
+    assert makespan(1) - makespan(2) == pytest.approx(50 + OVERHEAD_S, abs=OVERHEAD_S)
+    assert main(["--run", str(run.root), "--devices", "2"]) == 0
+    assert "makespan_s" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--run", str(run.root)])
+    assert "needs 1 devices, not 0" in capsys.readouterr().err
 
 
 def test_rates_of_the_edits_come_from_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
