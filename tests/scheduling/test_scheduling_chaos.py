@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from evpack.errors import CampaignExit
+from evpack.errors import CampaignExit, StepExit
 from evpack.files import read_json
 from evpack.home import Home
 from evpack.plan.model import StepType, load_plan
@@ -50,8 +50,8 @@ PARAMS = {
 DISK_BYTES = 400 << 20
 PAUSE_S = (1.0, 7.0)
 """Between two disturbances."""
-FULL_S = 6.0
-"""How long the disk stays full."""
+FULL_S = 20.0
+"""How long the disk stays full at most, until a step has noticed."""
 PATIENCE_S = 60.0
 """How long an order waits for a step that scores."""
 MOST_STARTS = 60
@@ -130,6 +130,11 @@ class Arena:
     def containers(self) -> dict[str, str]:
         """State of every container of this deployment."""
         return {found["Id"]: found["State"] for found in ours(connect(), self.home)} if self.image else {}
+
+    def lacked_disk(self) -> int:
+        """How many tasks ended for lack of disk, by Airflow's logs: with a full disk no attempt record tells it."""
+        logs = self.home.airflow.glob("logs/**/*.log")
+        return sum(log.read_text(errors="replace").count(f": disk (exit {int(StepExit.DISK)})") for log in logs)
 
     def steps(self) -> list[int]:
         """Processes of steps that run now, in containers too."""
@@ -226,16 +231,18 @@ class Chaos:
     def _fill_disk(self, _: subprocess.Popen[bytes]) -> bool:
         if not self._arena.steps():
             return False
-        filler = self._arena.root / "runs" / "filler"
+        filler, before = self._arena.root / "runs" / "filler", self._arena.lacked_disk()
         try:
             with filler.open("wb") as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(1 << 20))
                     file.flush()
-            time.sleep(FULL_S)
+            deadline = time.monotonic() + FULL_S
+            while self._arena.lacked_disk() == before and time.monotonic() < deadline:
+                time.sleep(0.2)
         finally:
             filler.unlink(missing_ok=True)
-        return True
+        return self._arena.lacked_disk() > before
 
 
 def _killed(pid: int) -> bool:
