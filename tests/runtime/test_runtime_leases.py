@@ -438,4 +438,4 @@ def test_devices_command(home: Home, pretend: Pretend) -> None:
 
 def test_a_host_without_devices(home: Home, pretend: Pretend) -> None:
     pretend()
-    assert evpack("devices", "list") == "no devices\n"
+    assert evpack("devices", "list") == evpack("devices") == "no devices\n"

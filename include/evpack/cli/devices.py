@@ -7,8 +7,14 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add `devices` with its sub-commands."""
-    group = typer.Typer(no_args_is_help=True, help="The accelerators of this host.")
+    group = typer.Typer()
     app.add_typer(group, name="devices")
+
+    @group.callback(invoke_without_command=True)
+    def devices(ctx: typer.Context) -> None:
+        """The accelerators of this host: lists them when no sub-command is given."""
+        if ctx.invoked_subcommand is None:
+            list_()
 
     @group.command("list")
     def list_() -> None:
