@@ -84,13 +84,15 @@ class ContainerWork:
             self._container = RunningContainer(self._client, spec)
             if self._stopped:
                 raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
-            with time_limit(_longest(ctx)):
-                ended = self._container.run(output)
+            try:
+                with time_limit(_longest(ctx)):
+                    ended = self._container.run(output)
+            finally:
+                for device, reason in _quarantined_by(ctx).items() - before.items():
+                    tell_quarantine(ctx.home, device, reason)
             result = _result(outbox, ctx.step.id)
         if result is not None:
             record.was_elsewhere(result.leased, result.peak_rss_bytes)
-        for device, reason in _quarantined_by(ctx).items() - before.items():
-            tell_quarantine(ctx.home, device, reason)
         if ended.code != StepExit.OK:
             failure = _failure(ended, result, output.last)
             if failure.exit_code == StepExit.TRANSIENT and crashed(ended.code, output.last):
