@@ -29,7 +29,7 @@ from evpack.edits import apply_edits
 from evpack.edits.lowrank_svd import leading_basis
 from evpack.errors import EvpackError
 from evpack.faults import apply_fault
-from evpack.files import fsync_tree
+from evpack.publishing import fsync_tree
 
 if TYPE_CHECKING:
     import torch

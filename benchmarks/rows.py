@@ -11,7 +11,8 @@ from typing import Literal
 
 import psutil
 
-from evpack.files import utc_now, write_atomic, write_json
+from evpack.files import utc_now, write_json
+from evpack.publishing import write_atomic
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.policy import Policy, resolve_policy
-from evpack.files import read_json, write_atomic
+from evpack.files import read_json
+from evpack.publishing import write_atomic
 from studies.pictures import picture
 from studies.proportion import proportion
 from studies.results import RESULTS

@@ -32,7 +32,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from evpack.assets.demo import demo_pins, write_speeches
 from evpack.assets.fixture import DIGESTS_NAME, fixture_root
 from evpack.errors import BadInput
-from evpack.files import publishing, sha256_file, tree_digests, utc_now
+from evpack.files import sha256_file, tree_digests, utc_now
+from evpack.publishing import publishing
 
 END = "<|endoftext|>"
 

@@ -1,28 +1,19 @@
-"""Bytes on disk: canonical JSON, digests, and publishing that is all or nothing.
-
-Nothing here knows what a campaign is. A reader never sees half a file: each writer works under a
-temporary name beside its target, flushes it to the device, and publishes by a rename or link that
-never replaces what is already there.
-"""
+"""Bytes and what they mean: canonical JSON, digests, paths, times. Nothing here knows what a campaign is."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
 import stat
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evpack.errors import BadInput, DiskFull, EvidenceError
+from evpack.errors import BadInput, EvidenceError
+from evpack.publishing import write_atomic
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,10 +37,6 @@ MAX_JSON_DEPTH = 64
 
 Json = Any
 """A value of `json.loads`: None, bool, int, float, str, list or dict."""
-
-
-class AlreadyPublished(FileExistsError):
-    """The target exists already: another attempt finished first."""
 
 
 def canonical_json(value: Json) -> bytes:
@@ -80,9 +67,6 @@ def finite_or_none(value: float | None) -> float | None:
     """A float as JSON may carry it: None in place of NaN and infinities."""
     return value if value is not None and math.isfinite(value) else None
 
-
-_NAME_KEPT = 200
-"""Characters of a file's name that its temporary name keeps: the longest step ids fill a file system's 255."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that is half of a character: a document with one may hold text that no encoding has."""
@@ -234,131 +218,9 @@ def tree_digests(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
 
 
-def fsync_tree(root: Path) -> None:
-    """Flush a file, or every file and directory below a directory, to the device."""
-    paths = [root] if root.is_file() else [*root.rglob("*"), root]
-    for path in paths:
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
-    """Write a file so that readers see either nothing, the old or the whole new content.
-
-    Args:
-        replace: False refuses to touch an existing file.
-
-    Raises:
-        AlreadyPublished: with replace=False when the file exists.
-        DiskFull: when the device has no room.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:_NAME_KEPT]}.tmp.{uuid.uuid4().hex}")
-    try:
-        with disk_errors(path):
-            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        if replace:
-            part.replace(path)
-        else:
-            try:
-                os.link(part, path)
-            except FileExistsError as error:
-                raise AlreadyPublished(errno.EEXIST, "exists already", str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Json, *, replace: bool = True) -> None:
     """`write_atomic` of pretty JSON."""
     write_atomic(path, pretty_json(value), replace=replace)
-
-
-@contextmanager
-def publishing(target: Path, label: str = "0") -> Iterator[Path]:
-    """A fresh directory that becomes `target` when the block ends well, and vanishes otherwise.
-
-    Publishing is one rename that never replaces: when `target` exists by then, the work is discarded and
-    `AlreadyPublished` raised. The caller decides whether that is fine (another attempt finished first).
-
-    Args:
-        target: the directory to create; its parent is created when missing.
-        label: part of the temporary name, for people who look (the try number).
-
-    Raises:
-        AlreadyPublished: when the target exists.
-        DiskFull: when the device has no room.
-    """
-    if target.exists():
-        raise AlreadyPublished(errno.EEXIST, "exists already", str(target))
-    with beside(target, label) as part:
-        yield part
-        fsync_tree(part)
-        try:
-            part.rename(target)  # POSIX: fails on a directory that is not empty
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise AlreadyPublished(errno.EEXIST, "exists already", str(target)) from error
-            raise
-        _fsync_directory(target.parent)
-
-
-@contextmanager
-def beside(target: Path, label: str) -> Iterator[Path]:
-    """A fresh directory beside `target` that is gone after the block, unless it was renamed.
-
-    It is held by a lock, which ends with the process: what killed processes left for this target goes first.
-
-    Args:
-        target: need not exist; its parent is created when missing.
-        label: part of the name, for people who look.
-
-    Raises:
-        DiskFull: when the device has no room.
-    """
-    sweep_beside(target)
-    part, handle = _held(target, label)
-    try:
-        with disk_errors(target):
-            yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        os.close(handle)
-
-
-def sweep_beside(target: Path) -> None:
-    """Remove the directories that `beside` made for a target and whose process is gone."""
-    made = re.compile(rf"{re.escape(target.name)}\.tmp\.\w+\.[0-9a-f]{{32}}")
-    for left in target.parent.iterdir() if target.parent.is_dir() else ():
-        if made.fullmatch(left.name):
-            with suppress(OSError):  # held, gone, or of somebody else
-                handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left, ignore_errors=True)
-                finally:
-                    os.close(handle)
-
-
-def _held(target: Path, label: str) -> tuple[Path, int]:
-    """A fresh directory beside a target, and the open handle that holds it."""
-    while True:
-        part = target.with_name(f"{target.name}.tmp.{label}.{uuid.uuid4().hex}")
-        part.mkdir(parents=True)
-        with suppress(FileNotFoundError):  # somebody swept it before it was held
-            handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if part.exists():
-                return part, handle
-            os.close(handle)
 
 
 def expanded(text: str) -> Path:
@@ -371,38 +233,6 @@ def expanded(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise BadInput(f"{text!r} begins with a user that this host does not know", "write the whole path") from None
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold an existing directory against other processes that ask for the same; they wait. Ends with the process."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def disk_errors(what: Path | str) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into `DiskFull` naming what was being written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left while writing {what}", "free some space on that file system and resume the campaign"
-            ) from error
-        raise
-
-
-def _fsync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def utc_now() -> str:

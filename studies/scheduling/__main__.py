@@ -15,12 +15,13 @@ from typing import Any
 
 from evpack.catalog.suites import settings_for
 from evpack.errors import BadInput, EvpackError
-from evpack.files import write_atomic, write_json
+from evpack.files import write_json
 from evpack.home import Home
 from evpack.plan.campaign import build_plan
 from evpack.plan.memory import Devices
 from evpack.plan.model import CampaignPlan, load_plan
 from evpack.plan.order import ORDERS
+from evpack.publishing import write_atomic
 from evpack.render.timeline import Bar, timeline
 from evpack.rundir import RunDir
 from evpack.runtime.threads import frozen_settings

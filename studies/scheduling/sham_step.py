@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from evpack.checkpoint.delta import DELTA_FILE, VARIANT_FILE
-from evpack.files import write_atomic, write_json
+from evpack.files import write_json
 from evpack.plan.memory import SCORING
 from evpack.plan.model import StepType
+from evpack.publishing import write_atomic
 from evpack.runtime.leases import lease_devices
 from evpack.steps import runner, variants
 from evpack.steps.base import StepContext, StepFunction

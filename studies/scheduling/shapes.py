@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from evpack.catalog.suites import suite
-from evpack.files import GB, write_atomic, write_json
+from evpack.files import GB, write_json
 from evpack.home import Home
+from evpack.publishing import write_atomic
 
 BYTES = 2
 """Of a bfloat16 number."""

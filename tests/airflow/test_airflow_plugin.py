@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from evpack.airflow.config import MAX_MAP_LENGTH
 from evpack.airflow.factory import WEIGHT_RULE, build_dags
 from evpack.airflow.weights import order_of, task_instance_mutation_hook, task_weight
-from evpack.files import write_atomic
 from evpack.plan.lanes import LANES
+from evpack.publishing import write_atomic
 from evpack.settings import Settings
 from evpack_plugin import EvpackPlugin, SmallFirst
 

@@ -7,7 +7,7 @@ from evpack.checkpoint.profile import build_profile, open_baseline, read_profile
 from evpack.checkpoint.reader import Checkpoint
 from evpack.checkpoint.writer import VariantWriter
 from evpack.errors import CheckpointError
-from evpack.files import AlreadyPublished
+from evpack.publishing import AlreadyPublished
 from evpack.rundir import RunDir
 
 

@@ -1,22 +1,18 @@
-"""Canonical JSON, strict parsing, publishing."""
+"""Canonical JSON, strict parsing, digests."""
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evpack import files
-from evpack.errors import DiskFull, EvidenceError
-from tests.waiting import DEADLINE_S
+from evpack.errors import EvidenceError
 
 json_values = st.recursive(
     st.none()
@@ -86,76 +82,6 @@ def test_strict_parser_never_fails_in_another_way(data: bytes) -> None:
     assert json.loads(data) == value
 
 
-def test_publishing_is_all_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), files.publishing(target) as part:
-        (part / "half").write_text("x")
-        raise RuntimeError
-    assert list(target.parent.iterdir()) == []
-    with files.publishing(target) as part:
-        (part / "file").write_text("x")
-        assert not target.exists()
-    assert (target / "file").read_text() == "x"
-
-
-def test_publishing_never_replaces(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with pytest.raises(files.AlreadyPublished), files.publishing(target) as part:
-        (part / "file").write_text("loser")
-        target.mkdir()
-        (target / "file").write_text("winner")
-    assert (target / "file").read_text() == "winner"
-    assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(files.AlreadyPublished), files.publishing(target):
-        pytest.fail("must not start when the target exists")
-
-
-def publish_and_hang(target: Path, ready: Any) -> None:
-    with files.publishing(target, "1") as part:
-        (part / "file").write_text("half")
-        ready.set()
-        signal.pause()
-
-
-def test_what_a_killed_process_left_goes_and_what_another_one_makes_stays(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, target = context.Event(), tmp_path / "out"
-    for name in ("out.tmp.backup", f"other.tmp.1.{32 * '0'}"):  # of a person; of another target
-        (tmp_path / name).mkdir()
-    before = set(tmp_path.iterdir())
-    process = context.Process(target=publish_and_hang, args=(target, ready))
-    process.start()
-    assert ready.wait(DEADLINE_S)
-    with pytest.raises(RuntimeError), files.publishing(target):
-        raise RuntimeError
-    (left,) = set(tmp_path.iterdir()) - before
-    assert (left / "file").exists(), "it was held"
-    process.kill()
-    process.join()
-    assert left.exists()
-    with files.publishing(target):
-        assert not left.exists()
-    assert set(tmp_path.iterdir()) == before | {target}
-
-
-def test_write_atomic_keeps_the_old_file_when_told_to(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b.json"
-    files.write_json(path, {"x": 1})
-    with pytest.raises(files.AlreadyPublished):
-        files.write_json(path, {"x": 2}, replace=False)
-    assert files.read_json(path) == {"x": 1}
-    files.write_json(path, {"x": 3})
-    assert files.read_json(path) == {"x": 3}
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_the_longest_name_of_a_file_system_can_be_written(tmp_path: Path) -> None:
-    """As the marker of a step has it whose model and scenario have the longest names."""
-    path = tmp_path / ("x" * 250 + ".json")
-    files.write_json(path, {"a": 1})
-    assert files.read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
-
-
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # to read it would never end
     for path in (tmp_path / "pipe", tmp_path):
@@ -163,12 +89,6 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             files.read_json(path)
     with pytest.raises(FileNotFoundError):
         files.read_json(tmp_path / "nothing")
-
-
-def test_a_full_device_is_named() -> None:
-    full = Path("/dev/full")
-    with pytest.raises(DiskFull, match="/dev/full"), files.disk_errors(full), full.open("wb", buffering=0) as stream:
-        stream.write(b"x")
 
 
 def test_tree_digests_name_every_file(tmp_path: Path) -> None:

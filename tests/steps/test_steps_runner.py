@@ -15,9 +15,10 @@ import pytest
 
 from evpack import errors
 from evpack.errors import NO_MEMORY, BadInput, StepExit, is_machine_fault
-from evpack.files import publishing, read_json, write_json
+from evpack.files import read_json, write_json
 from evpack.plan.model import StepPlan, StepType
 from evpack.processes import start_of
+from evpack.publishing import publishing
 from evpack.rundir import RunDir
 from evpack.runtime.failures import class_of
 from evpack.settings import Settings
@@ -242,7 +243,7 @@ def test_progress_follows_markers_and_attempts(run: RunDir) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from evpack.files import publishing
+from evpack.publishing import publishing
 from evpack.steps import runner
 from evpack.plan.model import StepType
 def work(ctx):

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from evpack.cli.main import build_app
 from evpack.errors import BadInput, NoRoom, StepExit
-from evpack.files import publishing, read_json
+from evpack.files import read_json
 from evpack.plan import disk
 from evpack.plan.model import StepPlan, StepType, load_plan
+from evpack.publishing import publishing
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import pressure, runner, state

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evpack.errors import BadInput
-from evpack.files import expanded, write_atomic
+from evpack.files import expanded
 from evpack.home import Home
 from evpack.plan.lanes import MAX_MAP_LENGTH
+from evpack.publishing import write_atomic
 
 PROJECT_ENV = "EVPACK_PROJECT"
 """Directory that holds dags/ and plugins/, when they do not stand beside the package."""

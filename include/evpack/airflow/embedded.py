@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from evpack.airflow.client import Client, Endpoint
 from evpack.airflow.config import HOST, USER, Deployment
 from evpack.errors import BadInput, Transient
-from evpack.files import write_atomic
 from evpack.processes import interrupted_by, same_boot, start_of
+from evpack.publishing import write_atomic
 from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.pools import pool_slots
 from evpack.runtime.process import die_with_parent

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from evpack.airflow.client import FINISHED
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import locked, read_json, write_json
+from evpack.files import read_json, write_json
 from evpack.plan.model import load_plan
+from evpack.publishing import locked
 from evpack.rundir import RunDir
 from evpack.steps.state import running_step
 

@@ -30,9 +30,9 @@ from evpack.airflow.endings import (
 )
 from evpack.airflow.occupancy import check_own, occupy, planned_by
 from evpack.errors import BadInput, EvpackError
-from evpack.files import locked
 from evpack.home import Home
 from evpack.plan.model import CampaignPlan, StepType, load_plan
+from evpack.publishing import locked
 from evpack.rundir import RunDir
 
 if TYPE_CHECKING:

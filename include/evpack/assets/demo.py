@@ -15,8 +15,9 @@ from evpack.assets.speeches import read_speeches
 from evpack.assets.tree import check_tree
 from evpack.assets.wheels import Wheel, copy_member, fetch_wheel
 from evpack.errors import IntegrityError, MissingFile
-from evpack.files import AlreadyPublished, parse_json, publishing
+from evpack.files import parse_json
 from evpack.home import Home
+from evpack.publishing import AlreadyPublished, publishing
 
 _FETCH = "run `evpack assets demo`"
 SOURCES_NAME = "SOURCES.md"

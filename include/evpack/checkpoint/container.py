@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from evpack.checkpoint import memory
 from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import disk_errors, parse_json
+from evpack.files import parse_json
+from evpack.publishing import disk_errors
 
 if TYPE_CHECKING:
     import torch

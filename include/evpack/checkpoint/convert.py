@@ -10,8 +10,9 @@ from pathlib import Path
 from evpack.assets.gguf import convert_gguf
 from evpack.assets.worker import run_worker
 from evpack.errors import CheckpointError
-from evpack.files import AlreadyPublished, canonical_json, publishing, read_json, tree_digests
+from evpack.files import canonical_json, read_json, tree_digests
 from evpack.plan.sources import CODE_SUFFIX, PLAIN_SUFFIXES
+from evpack.publishing import AlreadyPublished, publishing
 
 RECORD = ".converted.json"
 """In a converted directory: what it was made of and the digest of every file that was made."""

@@ -11,7 +11,8 @@ from evpack.checkpoint.loading import load_model, quiet
 from evpack.checkpoint.profile import main_dtype
 from evpack.checkpoint.reader import Checkpoint
 from evpack.errors import CheckpointError, EvidenceError
-from evpack.files import WORLD_READABLE, parse_json, publishing, write_json
+from evpack.files import WORLD_READABLE, parse_json, write_json
+from evpack.publishing import publishing
 
 _GENERATION_FILE = "generation_config.json"
 _SAVED_ANEW = ("config.json", "model.safetensors.index.json", _GENERATION_FILE)

@@ -8,8 +8,8 @@ import typer
 
 from evpack.assets import demo
 from evpack.errors import BadInput
-from evpack.files import AlreadyPublished
 from evpack.home import Home
+from evpack.publishing import AlreadyPublished
 
 
 def register(app: typer.Typer) -> None:

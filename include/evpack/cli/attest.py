@@ -31,13 +31,13 @@ def register(app: typer.Typer) -> None:
         the envelope.
         """
         from evpack.errors import BadInput, MissingFile, plain
-        from evpack.files import write_atomic
         from evpack.home import Home
         from evpack.pack import keys
         from evpack.pack.attest import is_envelope, sign
         from evpack.pack.trust import Trust
         from evpack.pack.verify import Demands, verify_pack
         from evpack.plan.disk import check_file
+        from evpack.publishing import write_atomic
         from evpack.sealed import check_outside
 
         target = out or pack.absolute().with_name(f"{pack.absolute().name}.attestation.json")

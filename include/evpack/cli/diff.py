@@ -38,9 +38,10 @@ def register(app: typer.Typer) -> None:
         worse, 1 on a regression: a worse verdict, a gating scenario that no longer gets what it must, or a must_pass
         scenario whose ratio rose.
         """
-        from evpack.files import pretty_json, write_atomic
+        from evpack.files import pretty_json
         from evpack.pack.diff import compare
         from evpack.plan.disk import check_file
+        from evpack.publishing import write_atomic
         from evpack.sealed import check_outside
 
         if html is not None:

@@ -29,10 +29,11 @@ def register(app: typer.Typer) -> None:
         from evpack.catalog.suites import suites
         from evpack.catalog.tuned import empty_document, load_tuned, with_entries
         from evpack.errors import BadInput
-        from evpack.files import locked, pretty_json, utc_now, write_json
+        from evpack.files import pretty_json, utc_now, write_json
         from evpack.home import Home
         from evpack.plan.disk import check_file
         from evpack.processes import interrupted_by
+        from evpack.publishing import locked
         from evpack.sealed import check_outside
         from evpack.tuning import POOL_WINDOWS, Request
         from evpack.tuning import tune as run_sweep

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         from evpack.checkpoint.full import write_full
         from evpack.checkpoint.reader import Checkpoint
         from evpack.errors import BadInput
-        from evpack.files import AlreadyPublished, publishing
+        from evpack.publishing import AlreadyPublished, publishing
         from evpack.sealed import check_outside
 
         check_outside(out, "--out")

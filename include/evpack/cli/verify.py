@@ -84,10 +84,11 @@ def verify(
     A pack whose true verdict is FAIL verifies.
     """
     from evpack.errors import BadInput
-    from evpack.files import pretty_json, write_atomic
+    from evpack.files import pretty_json
     from evpack.pack import attest
     from evpack.pack.verify import Demands, verify_pack
     from evpack.plan.disk import check_file
+    from evpack.publishing import write_atomic
     from evpack.sealed import check_outside
 
     if json_out is not None:

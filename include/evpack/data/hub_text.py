@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from evpack.errors import BadInput, DataError, MissingFile, Transient
-from evpack.files import AlreadyPublished, digest_json, write_atomic
+from evpack.files import digest_json
 from evpack.home import Home, safe_name
+from evpack.publishing import AlreadyPublished, write_atomic
 from evpack.settings import Settings
 
 FIELD = "text"

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evpack.catalog.policy import Policy, resolve_policy
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import Json, disk_errors, fsync_tree, pretty_json, read_regular, sha256_bytes, utc_now
+from evpack.files import Json, pretty_json, read_regular, sha256_bytes, utc_now
 from evpack.pack import checksums, inventory, keys, layout, manifest, pages, provenance, signature, verify
 from evpack.pack.collect import collect
 from evpack.pack.inventory import Files, Inventory
@@ -32,6 +32,7 @@ from evpack.pack.recheck import Recheck, recheck
 from evpack.pack.trust import Trust
 from evpack.plan.disk import existing_parent
 from evpack.plan.model import load_plan
+from evpack.publishing import disk_errors, fsync_tree
 from evpack.rundir import RunDir
 from evpack.sealed import check_outside
 from evpack.settings import Settings

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from evpack.errors import BadInput, MissingFile
-from evpack.files import AlreadyPublished, write_atomic
 from evpack.home import Home
+from evpack.publishing import AlreadyPublished, write_atomic
 from evpack.sealed import check_outside
 
 MAX_KEY_BYTES = 16 << 10

@@ -21,7 +21,7 @@ from evpack.catalog.suites import chosen_models, chosen_scenarios, runs_of
 from evpack.catalog.supported import FAULT_TENSORS
 from evpack.catalog.tuned import TunedParams, load_tuned
 from evpack.errors import BadInput, MissingFile
-from evpack.files import Json, utc_now, write_atomic, write_json
+from evpack.files import Json, utc_now, write_json
 from evpack.home import Home
 from evpack.plan import preflight
 from evpack.plan.disk import ModelSpace, check_space, variant_budget_gb
@@ -33,6 +33,7 @@ from evpack.plan.placement import Place, places, share_out
 from evpack.plan.reuse import reused_presets
 from evpack.plan.revisions import pins_document, settle_pins, store_pins
 from evpack.plan.sources import Source, open_source
+from evpack.publishing import write_atomic
 from evpack.rundir import RunDir, model_name
 from evpack.settings import Settings
 

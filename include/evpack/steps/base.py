@@ -52,7 +52,7 @@ LeaseDevices = Callable[[StepContext, int], AbstractContextManager[Leased]]
 StepFunction = Callable[[StepContext], list[Path]]
 """Does the work and returns the files and directories it published (absolute, inside the run directory).
 
-The runner hashes them into the completion marker. A step publishes with `files.publishing` or
-`files.write_atomic` and treats `AlreadyPublished` of an identical earlier attempt as done. A function that
+The runner hashes them into the completion marker. A step publishes with `publishing.publishing` or
+`publishing.write_atomic` and treats `AlreadyPublished` of an identical earlier attempt as done. A function that
 finds its output present but no marker (killed in between) archives or reuses it; it never trusts it blindly.
 """

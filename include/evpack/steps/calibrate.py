@@ -13,9 +13,10 @@ from evpack.evaluation.half_ulp import add_half_ulp
 from evpack.evaluation.noop import NOOP_FILE, NOOP_SCENARIO, noop_digest
 from evpack.evaluation.overhead import BARE_FILE, asked_for
 from evpack.evaluation.records import ARMS, Compute, WindowRecords
-from evpack.files import publishing, sha256_bytes, write_atomic, write_json
+from evpack.files import sha256_bytes, write_json
 from evpack.guards import chain, spectral
 from evpack.pack import layout
+from evpack.publishing import publishing, write_atomic
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import (
     baseline_spectral_file,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from evpack.catalog.policy import Policy
 from evpack.errors import BadInput, EvidenceError
-from evpack.files import canonical_json, iso_time, read_json, read_regular, utc_now, write_atomic, write_json
+from evpack.files import canonical_json, iso_time, read_json, read_regular, utc_now, write_json
 from evpack.plan.model import CampaignPlan
+from evpack.publishing import write_atomic
 from evpack.rundir import RunDir
 from evpack.steps.base import StepContext, log
 from evpack.verdict.evidence import ReportEvidence, ReportKey, read_evidence

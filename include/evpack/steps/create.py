@@ -21,8 +21,8 @@ from evpack.data.windows import WindowSet
 from evpack.edits import PreparedEdit, apply_edits
 from evpack.errors import BrokenContract, CheckpointError, EvpackError, Transient
 from evpack.faults import apply_fault
-from evpack.files import AlreadyPublished, beside, locked, publishing
 from evpack.plan.model import StepType
+from evpack.publishing import AlreadyPublished, beside, locked, publishing
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 

@@ -10,11 +10,12 @@ import yaml
 
 from evpack.catalog.policy import Policy
 from evpack.data.windows import BASE_SEED
-from evpack.files import read_json, write_atomic, write_json
+from evpack.files import read_json, write_json
 from evpack.guards.spectral_records import SpectralRecords
 from evpack.pack import layout
 from evpack.presets.derive import derive, read_preset
 from evpack.presets.guard_sections import edit_variant, guard_sections
+from evpack.publishing import write_atomic
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import baseline_spectral_file

@@ -19,13 +19,14 @@ from evpack.errors import BrokenContract, EvaluationError, EvidenceError
 from evpack.evaluation.overhead import asked_for
 from evpack.evaluation.records import Compute, WindowRecords
 from evpack.evaluation.report import GUARD_FLAGS, REPORT_NAME, check_report
-from evpack.files import publishing, sha256_bytes, write_atomic
+from evpack.files import sha256_bytes
 from evpack.guards import chain, invariants_assess, spectral, variance
 from evpack.guards.hooks import Listener
 from evpack.guards.hooks_records import ActivationRecords
 from evpack.guards.variance_scales import scaled
 from evpack.pack import layout
 from evpack.presets.derive import read_preset
+from evpack.publishing import publishing, write_atomic
 from evpack.steps.base import StepContext, log
 from evpack.steps.guarding import Evidence, declaration_of, heard, listen, listener_for, subset, weigh
 from evpack.steps.pairing import BaselineSide, baseline_sides

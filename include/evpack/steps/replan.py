@@ -6,13 +6,14 @@ import logging
 from dataclasses import dataclass
 
 from evpack.errors import BadInput, EvpackError
-from evpack.files import utc_now, write_atomic, write_json
+from evpack.files import utc_now, write_json
 from evpack.home import Home
 from evpack.plan.lane_changes import LaneChange, LaneChanges
 from evpack.plan.lanes import DEVICE_COUNTS, lane_named, next_lane
 from evpack.plan.memory import SCORING, check_lanes, devices_of, memory_plan
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan
 from evpack.plan.placement import place_named
+from evpack.publishing import write_atomic
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import state

@@ -16,10 +16,11 @@ from evpack.data.tokenise import load_tokenizer, texts_of, token_ids, tokenizer_
 from evpack.data.windows import WindowDemand, WindowSet, make_windows
 from evpack.errors import CheckpointError, DataError, MissingFile
 from evpack.evaluation.assess import least_of_text
-from evpack.files import GB, publishing
+from evpack.files import GB
 from evpack.guards.invariants import require_finite
 from evpack.plan.model import ModelPlan
 from evpack.plan.sources import content_digest, converted_dir, fetch_snapshot, plain_suffixes, weight_files
+from evpack.publishing import publishing
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 from evpack.steps.subject import model_of, set_aside

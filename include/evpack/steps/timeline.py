@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from evpack.files import write_atomic
 from evpack.plan.model import CampaignPlan, StepPlan
+from evpack.publishing import write_atomic
 from evpack.render.timeline import Bar, timeline
 from evpack.rundir import RunDir
 from evpack.steps.state import read_attempts

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from evpack.checkpoint.delta import VARIANT_FILE
 from evpack.errors import NoRoom
-from evpack.files import GB, locked, sweep_beside
+from evpack.files import GB
 from evpack.plan.model import CampaignPlan, StepPlan, StepType, step_id
+from evpack.publishing import locked, sweep_beside
 from evpack.rundir import RunDir
 from evpack.steps.state import Marker, read_marker, step_state
 

@@ -22,10 +22,11 @@ from evpack.data.windows import WindowDemand, WindowSet, schedule_runs, too_shor
 from evpack.edits import SUPPORTED, apply_edit
 from evpack.errors import BadInput, CheckpointError, EvaluationError
 from evpack.evaluation.records import WindowRecords
-from evpack.files import beside, digest_json, sha256_bytes, utc_now
+from evpack.files import digest_json, sha256_bytes, utc_now
 from evpack.home import Home
 from evpack.plan.campaign import plan_campaign
 from evpack.plan.model import StepType
+from evpack.publishing import beside
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps.base import StepContext
