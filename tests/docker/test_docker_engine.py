@@ -195,7 +195,7 @@ def test_a_container_outlives_its_killed_task_with_its_devices_until_it_is_reape
     assert container["State"] == "running"
     settings, model = frozen_settings(run), load_plan(run).model("fixture")
     with ExitStack() as locks:
-        devices, refused = claim(deployment, settings, Demand.of(model, settings), locks, "another step")
+        devices, refused = claim(deployment, settings, Demand.of(model, settings, 1), locks, "another step")
     assert devices == [] and refused == ["GPU-0: leased"]
     (line,) = reap(engine, deployment)
     assert CALIBRATE in line and ours(engine, deployment) == []
