@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,9 @@ from evpack.errors import DiskFull
 
 _NAME_KEPT = 200
 """Characters of a file's name that its temporary name keeps: the longest step ids fill a file system's 255."""
+
+_HOST_KEPT = 32
+"""Characters of a host's name in a temporary name."""
 
 
 class AlreadyPublished(FileExistsError):
@@ -89,7 +93,8 @@ def publishing(target: Path, label: str = "0") -> Iterator[Path]:
 def beside(target: Path, label: str) -> Iterator[Path]:
     """A fresh directory beside `target` that is gone after the block, unless it was renamed.
 
-    It is held by a lock, which ends with the process: what killed processes left for this target goes first.
+    It is held by a lock, which ends with the process: what killed processes of this host left for this target goes
+    first. Its name says the host, for a directory's lock need not reach over hosts that share it.
 
     Args:
         target: need not exist; its parent is created when missing.
@@ -109,8 +114,8 @@ def beside(target: Path, label: str) -> Iterator[Path]:
 
 
 def sweep_beside(target: Path) -> None:
-    """Remove the directories that `beside` made for a target and whose process is gone."""
-    made = re.compile(rf"{re.escape(target.name)}\.tmp\.\w+\.[0-9a-f]{{32}}")
+    """Remove the directories that `beside` made on this host for a target and whose process is gone."""
+    made = re.compile(rf"{re.escape(target.name)}\.tmp\.\w+\.{_host()}\.[0-9a-f]{{32}}")
     for left in target.parent.iterdir() if target.parent.is_dir() else ():
         if made.fullmatch(left.name):
             with suppress(OSError):  # held, gone, or of somebody else
@@ -122,10 +127,24 @@ def sweep_beside(target: Path) -> None:
                     os.close(handle)
 
 
+def temporary(target: Path, label: str) -> Path:
+    """A free name beside a target that `sweep_beside` knows.
+
+    Args:
+        label: part of the name, for people who look.
+    """
+    return target.with_name(f"{target.name}.tmp.{label}.{_host()}.{uuid.uuid4().hex}")
+
+
+def _host() -> str:
+    """The host's part of a temporary name."""
+    return re.sub(r"\W", "_", socket.gethostname())[:_HOST_KEPT]
+
+
 def _held(target: Path, label: str) -> tuple[Path, int]:
     """A fresh directory beside a target, and the open handle that holds it."""
     while True:
-        part = target.with_name(f"{target.name}.tmp.{label}.{uuid.uuid4().hex}")
+        part = temporary(target, label)
         part.mkdir(parents=True)
         with suppress(FileNotFoundError):  # somebody swept it before it was held
             handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
@@ -149,9 +168,14 @@ def fsync_tree(root: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold an existing directory against other processes that ask for the same; they wait. Ends with the process."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def locked(place: Path) -> Iterator[None]:
+    """Hold a place against other processes that ask for the same; they wait. Ends with the process.
+
+    Args:
+        place: an existing directory, which holds against processes of this host; or a file, made where there is none,
+            which does so over all hosts that share it (NFS passes on locks of files, not of directories).
+    """
+    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -168,6 +168,11 @@ class RunDir:
         """Locks of create steps at work, with the space they may take."""
         return self.root / "state" / "variant_room"
 
+    @property
+    def variant_room_lock(self) -> Path:
+        """Held by whoever looks at the room for variants or takes of it, on whichever host."""
+        return self.variant_room / "room"
+
     def marker(self, step_id: str) -> Path:
         """Completion marker of a step, written last."""
         return self.root / "state" / "steps" / f"{checked_step(step_id)}.json"

@@ -17,6 +17,7 @@ from evpack.errors import CampaignExit, StepExit
 from evpack.files import write_json
 from evpack.home import Home
 from evpack.pack import keys
+from evpack.plan.hosts import HOSTS_ENV
 from evpack.plan.model import CLOSING, CampaignPlan, StepType
 from evpack.rundir import RunDir
 from evpack.runtime.outcome import campaign_outcome, verify_command
@@ -196,8 +197,27 @@ def test_a_lone_models_calibration_gets_all_cores(
     _, plan = planned
     monkeypatch.setattr(threads, "cores", lambda: 8)
     monkeypatch.setattr(threads, "cpu_slots", lambda: 4)
-    assert threads_for(plan, StepType.CALIBRATE) == 8
-    assert threads_for(plan, StepType.EVALUATE) == 8 // min(4, len(plan.scenarios))
+    (calibrate,), (evaluate, *_) = (plan.steps_of(type_) for type_ in (StepType.CALIBRATE, StepType.EVALUATE))
+    assert threads_for(plan, calibrate) == 8
+    assert threads_for(plan, evaluate) == 8 // min(4, len(plan.scenarios))
+
+
+def test_on_several_hosts_each_shares_its_own_cores(
+    planned: tuple[RunDir, CampaignPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evpack.runtime import threads
+
+    _, plan = planned
+    monkeypatch.setattr(threads, "cores", lambda: 24)
+    monkeypatch.setenv(HOSTS_ENV, "alpha:0x0:3,beta:0x0:2")
+    cells = plan.steps_of(StepType.EVALUATE)
+    lanes = dict.fromkeys((step.id for step in cells), "cpu_s-alpha") | {cells[-1].id: "cpu_s-beta"}
+    steps = (step.model_copy(update={"lane": lanes.get(step.id, step.lane)}) for step in plan.steps)
+    shared = plan.model_copy(update={"steps": tuple(steps)})
+    found = {step.id: threads_for(shared, step) for step in shared.steps_of(StepType.EVALUATE)}
+    assert found == {
+        step: 24 if lane.endswith("beta") else 24 // min(3, len(cells) - 1) for step, lane in lanes.items()
+    }
 
 
 def test_plain_lines_appear_when_something_changes(

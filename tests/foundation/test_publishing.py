@@ -45,11 +45,16 @@ def publish_and_hang(target: Path, ready: Any) -> None:
         signal.pause()
 
 
-def test_what_a_killed_process_left_goes_and_what_another_one_makes_stays(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_and_what_another_one_makes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = multiprocessing.get_context("spawn")
     ready, target = context.Event(), tmp_path / "out"
-    for name in ("out.tmp.backup", f"other.tmp.1.{32 * '0'}"):  # of a person; of another target
-        (tmp_path / name).mkdir()
+    (tmp_path / "out.tmp.backup").mkdir()  # of a person
+    publishing.temporary(tmp_path / "other", "1").mkdir()  # of another target
+    monkeypatch.setattr("socket.gethostname", lambda: "another-host.example")
+    publishing.temporary(target, "1").mkdir()  # of another host, whose locks may not be seen here
+    monkeypatch.undo()
     before = set(tmp_path.iterdir())
     process = context.Process(target=publish_and_hang, args=(target, ready))
     process.start()

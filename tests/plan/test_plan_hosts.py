@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from evpack.cli import airflow, campaign
 from evpack.errors import BadInput
 from evpack.files import write_json
 from evpack.home import Home
@@ -86,7 +89,8 @@ def test_each_host_has_lanes_pools_and_a_queue_of_its_own() -> None:
 
 def test_pools_are_those_of_all_hosts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOSTS_ENV, TWO)
-    assert pool_slots(home) == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 8, "gpu-beta-2": 2}
+    monkeypatch.setenv("NUM_GPUS", "4")
+    assert pool_slots(home) == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 4, "gpu-beta-2": 2}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,7 @@ def test_pools_are_those_of_all_hosts(home: Home, monkeypatch: pytest.MonkeyPatc
         ({"gpu_id_list": "0,1", "gpu_memory_gb": 40}, Devices(2, 40)),
         ({"cuda_visible_devices": ""}, Devices(0)),
         ({"cuda_visible_devices": "-1", "gpu_id_list": "0"}, Devices(0)),
+        ({"gpu_id_list": "6,7,8,9"}, Devices(2, 80)),  # two that the host has, two that another one may have
     ],
 )
 def test_settings_admit_devices_of_a_listed_host_as_of_this_one(settings: dict[str, Any], expected: Devices) -> None:
@@ -110,6 +115,23 @@ def test_a_listed_host_whose_devices_are_all_too_small_is_refused() -> None:
         described(small, Settings())
     assert described(small, Settings(num_gpus=1)) == Devices(1, 8)
     assert described(small, Settings(num_gpus=0)) == Devices(0)
+
+
+def test_a_device_of_one_host_cannot_be_named_for_all() -> None:
+    with pytest.raises(BadInput, match="'GPU-1a' is named by no number"):
+        described(Host("alpha", 8, 80, 32), Settings(gpu_id_list="0,GPU-1a"))
+
+
+def test_one_host_does_not_run_the_work_of_several(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOSTS_ENV, TWO)
+    monkeypatch.setenv("EVPACK_HOME", str(home.root))
+    app = typer.Typer()
+    for module in (campaign, airflow):
+        module.register(app)
+    for command in (["campaign", "run", "--suite", "fixture"], ["airflow", "up"]):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, BadInput) and "alpha, beta-2" in done.exception.what
+    assert not home.root.exists()
 
 
 def test_a_model_goes_where_it_fits_and_the_work_is_shared() -> None:

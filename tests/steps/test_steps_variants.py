@@ -19,7 +19,7 @@ from evpack.errors import BadInput, NoRoom, StepExit
 from evpack.files import read_json
 from evpack.plan import disk
 from evpack.plan.model import StepPlan, StepType, load_plan
-from evpack.publishing import publishing
+from evpack.publishing import publishing, temporary
 from evpack.rundir import RunDir
 from evpack.settings import Settings
 from evpack.steps import pressure, runner, state
@@ -208,7 +208,7 @@ def announce_and_die(root: Path, ready: Any) -> None:
     run = RunDir(root)
     plan = load_plan(run)
     with room_for(run, plan, plan.step("m.one.create")):
-        (run.model("m").root / "models" / f"one.tmp.work.{32 * '0'}").mkdir(parents=True)
+        temporary(run.model("m").root / "models" / "one", "work").mkdir(parents=True)
         ready.set()
         signal.pause()
 
@@ -223,8 +223,7 @@ def test_a_killed_step_gives_its_room_back_and_its_leftovers_go(planned: Plan) -
     assert create(run, "two") is StepExit.NO_ROOM
     process.kill()
     process.join()
-    left = run.model("m").root / "models" / f"one.tmp.work.{32 * '0'}"
-    assert left.exists()
+    (left,) = (run.model("m").root / "models").glob("one.tmp.work.*")
     assert create(run, "one") is StepExit.OK
     assert not left.exists()
 

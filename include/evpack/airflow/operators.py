@@ -155,17 +155,15 @@ class StepOperator(BaseOperator):
         from evpack.runtime.threads import frozen_settings, threads_for
 
         run = run_dir_of(context)
-        step_type = StepType(self.task_id.rpartition(".")[2])
-        step_id = f"{self.subject}.{step_type}"
+        step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
         check_tries(context, frozen_limits(run), step_id)
         plan = load_plan(run)
         check_lane(self.task_id, plan, step_id)
         if nothing_to_do(context, run, plan, step_id):
             return
         command = step_command(run.root, step_id, attempt=context["ti"].try_number, dag_run=context["dag_run"].run_id)
-        environ = step_environment(
-            os.environ, home=Home.locate(), threads=threads_for(plan, step_type), network=frozen_settings(run).net
-        )
+        threads = threads_for(plan, plan.step(step_id))
+        environ = step_environment(os.environ, home=Home.locate(), threads=threads, network=frozen_settings(run).net)
         self._process = StepProcess(command, environ)
         output = Output(self.log)
         kills = memory_kills()

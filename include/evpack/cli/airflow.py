@@ -11,6 +11,7 @@ import time
 import typer
 
 from evpack.errors import EvpackError
+from evpack.plan.hosts import check_one_host
 from evpack.runtime.choice import chosen_runtime
 
 POLL_S = 1.0
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     def up() -> None:
         """Run Airflow with its UI on this project until Ctrl-C; campaigns started meanwhile use it."""
         chosen_runtime()
+        check_one_host()
         serve()
 
 

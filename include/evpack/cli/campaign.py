@@ -177,11 +177,13 @@ def _checked(params: Mapping[str, Any], home: Home, default_root: Path) -> tuple
 
     from evpack.catalog.suites import settings_for
     from evpack.cli.plan import naming_default_suite
+    from evpack.plan.hosts import check_one_host
     from evpack.plan.model import load_plan
     from evpack.runtime.choice import check_runtime
     from evpack.steps.plan import check_mode, dry_run, run_dir
 
     check_runtime()
+    check_one_host()
     settings = settings_for(params, {}, os.environ, home)
     run = run_dir(settings, default_root)
     check_mode(run, settings.suite_mode)

@@ -87,7 +87,11 @@ def _devices(home: Home) -> Iterator[Finding]:
         if why:
             mend = f"mend the device, then `evpack devices release {device.uuid}`"
             yield Finding(f"device {device.uuid} serves no step: {why}", mend)
-    for host in (host for host in chosen_hosts() if host.name == socket.gethostname()):
+    here = socket.gethostname().partition(".")[0]
+    hosts = {host.name: host for host in chosen_hosts()}
+    if hosts and here not in hosts:
+        yield Finding(f"{HOSTS_ENV} lists {', '.join(hosts)}, not this host ({here}): no step is planned for it")
+    if host := hosts.get(here):
         smallest = min((device.memory_gb for device in devices), default=0.0)
         listed = f"{HOSTS_ENV} gives this host {host.devices} devices of {host.memory_gb:g} GB"
         fits = host.devices <= len(devices) and host.memory_gb <= smallest

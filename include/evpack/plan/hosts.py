@@ -32,6 +32,19 @@ class Host:
     """Steps at once on the processor."""
 
 
+def check_one_host() -> None:
+    """Refuse to run here what is meant for several hosts.
+
+    Raises:
+        BadInput: when EVPACK_HOSTS lists hosts: the embedded Airflow runs every lane's steps on its own.
+    """
+    if hosts := chosen_hosts():
+        raise BadInput(
+            f"{HOSTS_ENV} lists {', '.join(host.name for host in hosts)}; this command would run every step here",
+            "trigger the DAG of the Airflow that serves them (docs/airflow.md), or unset the variable",
+        )
+
+
 def chosen_hosts(environ: Mapping[str, str] | None = None) -> tuple[Host, ...]:
     """The hosts that EVPACK_HOSTS lists, none where it is not set.
 

@@ -77,10 +77,15 @@ def plain_id(lane_id: str) -> str:
     return lane_id.partition("-")[0]
 
 
+def host_of(lane_id: str | None) -> str | None:
+    """The host of a lane; None where there is one host, and for steps of no lane."""
+    return (lane_id or "").partition("-")[2] or None
+
+
 def lane_named(lane_id: str) -> Lane | None:
     """The lane with an id, of whichever host; None when no lane has it."""
     plain = _BY_ID.get(plain_id(lane_id))
-    return None if plain is None else plain.on(lane_id.partition("-")[2] or None)
+    return None if plain is None else plain.on(host_of(lane_id))
 
 
 def next_lane(lane_id: str, devices: int) -> Lane | None:

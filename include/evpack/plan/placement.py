@@ -60,12 +60,13 @@ def described(host: Host, settings: Settings) -> Devices:
     """The devices of a listed host that the settings admit: nobody looks at them from here.
 
     Raises:
-        BadInput: when each is too small to have GPU_MIN_FREE_GB free.
+        BadInput: when each is too small to have GPU_MIN_FREE_GB free, or one is named by a UUID, which is of one host.
     """
     names = settings.gpu_id_list if settings.cuda_visible_devices is None else settings.cuda_visible_devices
-    count = host.devices if settings.num_gpus is None else min(host.devices, settings.num_gpus)
-    if names is not None:
-        count = min(count, len(set(names) - NO_DEVICE_NAMES))
+    numbers = range(host.devices) if names is None else {_number(name) for name in set(names) - NO_DEVICE_NAMES}
+    count = sum(number < host.devices for number in numbers)
+    if settings.num_gpus is not None:
+        count = min(count, settings.num_gpus)
     if count and host.memory_gb < (least_gb := least_free_gb(settings, count)):
         raise BadInput(
             f"{HOSTS_ENV} gives the devices of {host.name} {host.memory_gb:g} GB each, GPU_MIN_FREE_GB={least_gb:g} "
@@ -74,6 +75,14 @@ def described(host: Host, settings: Settings) -> Devices:
         )
     memory_gb = settings.gpu_memory_per_device or settings.gpu_memory_gb or host.memory_gb
     return Devices(count, memory_gb) if count else Devices(0)
+
+
+def _number(name: str) -> int:
+    if not name.isdecimal():
+        raise BadInput(
+            f"device {name!r} is named by no number", f"with {HOSTS_ENV} a number means the same on each host"
+        )
+    return int(name)
 
 
 def share_out(sources: Sequence[Source], among: Sequence[Place], settings: Settings) -> list[tuple[Place, int]]:

@@ -76,7 +76,7 @@ class ContainerWork:
                 limits=self._limits,
                 command=_command(ctx, outbox),
                 texts=texts,
-                threads=threads_for(ctx.plan, ctx.step.type),
+                threads=threads_for(ctx.plan, ctx.step),
                 labels=self._labels,
             )
             output = Output(log)

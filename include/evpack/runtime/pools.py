@@ -55,9 +55,11 @@ def pool_slots(home: Home) -> dict[str, int]:
         BadInput: when a variable of the environment that decides about devices is wrong, or no device can serve.
     """
     from evpack.plan.memory import host_devices
+    from evpack.plan.placement import described
     from evpack.settings_resolve import resolve
 
+    settings = resolve({}, {}, os.environ, {})
     if hosts := chosen_hosts():
         slots = {pool_of(CPU_POOL, host.name): host.cpu_slots for host in hosts}
-        return slots | {pool_of(GPU_POOL, host.name): host.devices for host in hosts}
-    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(resolve({}, {}, os.environ, {}), home).count}
+        return slots | {pool_of(GPU_POOL, host.name): described(host, settings).count for host in hosts}
+    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(settings, home).count}

@@ -19,8 +19,8 @@ from evpack.verdict.rules import TEXT_NAME, VERDICT_NAME, Verdict, compile_verdi
 def compile_verdict_step(ctx: StepContext) -> list[Path]:
     """Write reports/final_verdict.{json,txt} and the four summaries, in place of what an earlier compilation left.
 
-    A verdict that is still the same keeps the time at which it was first compiled: a resume that changes nothing
-    leaves the sealed pack as it is.
+    A verdict that says the same of reports that are all older keeps the time at which it was first compiled: a resume
+    that changes nothing leaves the sealed pack as it is.
 
     Raises:
         BadInput: when state/policy.json is not there.
@@ -29,14 +29,10 @@ def compile_verdict_step(ctx: StepContext) -> list[Path]:
     if not ctx.run.policy.is_file():
         raise BadInput(f"{ctx.run.root} holds no state/policy.json", "give a run directory of a planned campaign")
     policy = Policy.parse(ctx.run.policy.read_bytes(), "state/policy.json")
-    verdict = compile_verdict(
-        ctx.plan,
-        read_run_evidence(ctx.run, ctx.plan),
-        policy,
-        guards_order=ctx.settings.guards_order,
-        timestamp=utc_now(),
-    )
-    if (before := _compiled_at(ctx.run, verdict)) is not None:
+    evidence = read_run_evidence(ctx.run, ctx.plan)
+    verdict = compile_verdict(ctx.plan, evidence, policy, guards_order=ctx.settings.guards_order, timestamp=utc_now())
+    before = _compiled_at(ctx.run, verdict)
+    if before is not None and all(_made_at(found) <= before for found in evidence.values()):
         verdict = replace(verdict, document={**verdict.document, "timestamp": before})
     documents = {VERDICT_NAME: verdict.to_json(), **verdict.summaries}
     for name, document in documents.items():
@@ -58,6 +54,11 @@ def _compiled_at(run: RunDir, verdict: Verdict) -> str | None:
     now = {key: value for key, value in verdict.document.items() if key != "timestamp"}
     same = canonical_json(standing) == canonical_json(now) and iso_time(time) is not None
     return str(time) if same else None
+
+
+def _made_at(found: ReportEvidence) -> str:
+    """When a report was made, UTC; one that cannot be read tells no time, and its absence is in the verdict."""
+    return str(found.report["artifacts"]["generated_at"]) if found.report else ""
 
 
 def read_run_evidence(run: RunDir, plan: CampaignPlan) -> dict[ReportKey, ReportEvidence]:

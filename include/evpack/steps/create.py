@@ -7,7 +7,6 @@ other steps wait for it and find theirs. Each step still vouches for its own var
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from evpack.edits import PreparedEdit, apply_edits
 from evpack.errors import BrokenContract, CheckpointError, EvpackError, Transient
 from evpack.faults import apply_fault
 from evpack.plan.model import StepType
-from evpack.publishing import AlreadyPublished, beside, locked, publishing
+from evpack.publishing import AlreadyPublished, beside, locked, publishing, temporary
 from evpack.rundir import ModelDir
 from evpack.steps.base import StepContext, log
 
@@ -144,7 +143,7 @@ def _discard(target: Path) -> None:
     """Remove a variant that an attempt left without a completion marker: nothing says that it is whole."""
     if not target.exists():
         return
-    aside = target.with_name(f"{target.name}.tmp.discarded.{uuid.uuid4().hex}")
+    aside = temporary(target, "discarded")
     target.rename(aside)
     shutil.rmtree(aside)
 

@@ -9,7 +9,7 @@ from evpack.errors import BadInput, EvpackError
 from evpack.files import utc_now, write_json
 from evpack.home import Home
 from evpack.plan.lane_changes import LaneChange, LaneChanges
-from evpack.plan.lanes import DEVICE_COUNTS, lane_named, next_lane
+from evpack.plan.lanes import DEVICE_COUNTS, host_of, next_lane
 from evpack.plan.memory import SCORING, check_lanes, devices_of, memory_plan
 from evpack.plan.model import CampaignPlan, ModelPlan, StepPlan
 from evpack.plan.placement import place_named
@@ -100,8 +100,7 @@ def _next_change(
             "it lacked the host's memory, to which devices do not add",
             f"{_SMALLER}, or resume with more memory (EVPACK_CONTAINER_MEMORY_GB, another host)",
         )
-    here = lane_named(model.lane)
-    host = place_named(_frozen_settings(run), home, here.host if here else None).devices.count
+    host = place_named(_frozen_settings(run), home, host_of(model.lane)).devices.count
     lane = next_lane(model.lane, host)
     if lane is None:
         raise BadInput(

@@ -44,7 +44,7 @@ def room_for(run: RunDir, plan: CampaignPlan, step: StepPlan) -> Iterator[None]:
     run.variant_room.mkdir(parents=True, exist_ok=True)
     makes = _makes(run, plan, step)
     key = f"{step.model}.edits" if len(makes) > 1 else step.id
-    with locked(run.variant_room):
+    with locked(run.variant_room_lock):
         handle = _lock(run.variant_room / f"{key}.lock")
         if handle is None:  # the pass that holds it makes this variant too
             announced = None
@@ -77,7 +77,7 @@ def spent(run: RunDir, marker: Marker) -> bool:
 def is_whole(run: RunDir, step_id: str) -> bool:
     """Whether what a create step made is all there; waits for whoever is removing some."""
     run.variant_room.mkdir(parents=True, exist_ok=True)
-    with locked(run.variant_room):
+    with locked(run.variant_room_lock):
         marker = read_marker(run, step_id)
         return marker is None or marker.intact(run)
 
