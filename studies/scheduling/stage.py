@@ -137,7 +137,7 @@ def stage(
     variables = {ENV_NAME: str(home.root), SIMULATED_ENV: str(gpus), SCALES_ENV: scales, HOSTS_ENV: hosts}
     with (
         mock.patch.dict(os.environ, variables),
-        mock.patch.object(embedded, "pool_slots", lambda _: slots),
+        mock.patch.object(embedded, "pool_slots", lambda: slots),
         embedded.running(deployment, print) as airflow,
         Client(airflow.endpoint) as client,
     ):
@@ -150,7 +150,7 @@ def stage(
 def slots_of(hosts: str) -> dict[str, int]:
     """Slots of the pools of the hosts that EVPACK_HOSTS lists; none where it lists none."""
     with mock.patch.dict(os.environ, {HOSTS_ENV: hosts}):
-        return pool_slots(Home.locate()) if hosts else {}
+        return pool_slots() if hosts else {}
 
 
 def fixture_models(folder: Path, count: int) -> dict[str, Any]:

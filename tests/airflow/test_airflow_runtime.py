@@ -132,7 +132,7 @@ def test_a_step_sees_no_secret_and_no_setting(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" not in online
 
 
-def test_slots_are_at_least_one_and_at_most_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_at_least_one_and_at_most_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUM_GPUS", "0")
     assert 1 <= cpu_slots() <= cores()
-    assert pool_slots(Home(tmp_path)) == {"cpu": cpu_slots(), "gpu": 0}
+    assert pool_slots() == {"cpu": cpu_slots(), "gpu": 0}

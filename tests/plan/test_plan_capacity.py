@@ -58,7 +58,6 @@ def test_a_quarantined_device_is_none_to_plan_for(make_settings: MakeSettings, h
     for number in range(4):
         quarantine(home, f"GPU-{number}", "assert")
     assert memory.host_devices(settings, home) == memory.Devices(3, 2)
-    assert pool_slots(home)["gpu"] == 3
     with pytest.raises(BadInput, match=r"does not fit: .* 3 devices give 1\.8 GB each"):
         build_plan(settings, home, NOW)  # it would take four
     for number in range(4, 7):
@@ -68,6 +67,20 @@ def test_a_quarantined_device_is_none_to_plan_for(make_settings: MakeSettings, h
     assert "evpack devices" in caught.value.mend and "NUM_GPUS=0" in caught.value.mend
     release(home, "GPU-5")
     assert memory.host_devices(settings, home).count == 1
+
+
+@pytest.mark.usefixtures("eight")
+def test_what_is_planned_goes_on_when_devices_are_quarantined(
+    make_settings: MakeSettings, home: Home, tmp_path: Path
+) -> None:
+    run, settings = RunDir(tmp_path / "run"), make_settings(num_gpus="auto", gpu_memory_gb=2)
+    plan = make_plan(run, settings, home)
+    assert {model.devices for model in plan.models} == {4}
+    for number in range(7):
+        quarantine(home, f"GPU-{number}", "assert")
+        write_json(home.pools, pool_slots())  # made anew
+        assert pool_slots()["gpu"] == 7  # all but the broken one
+        memory.check_lanes(make_plan(run, settings, home), home.pools)
 
 
 @pytest.mark.usefixtures("eight")

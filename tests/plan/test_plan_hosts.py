@@ -87,10 +87,10 @@ def test_each_host_has_lanes_pools_and_a_queue_of_its_own() -> None:
     assert next_lane("gpu2_m-beta-2", 2) is None
 
 
-def test_pools_are_those_of_all_hosts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pools_are_those_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOSTS_ENV, TWO)
     monkeypatch.setenv("NUM_GPUS", "4")
-    assert pool_slots(home) == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 4, "gpu-beta-2": 2}
+    assert pool_slots() == {"cpu-alpha": 32, "cpu-beta-2": 16, "gpu-alpha": 4, "gpu-beta-2": 2}
 
 
 @pytest.mark.parametrize(

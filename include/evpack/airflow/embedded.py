@@ -183,7 +183,7 @@ def _lock_or_attach(deployment: Deployment, lock: FileLock, say: Say, up: bool) 
 def _start(airflow: RunningAirflow, say: Say, up: bool) -> None:
     deployment, endpoint = airflow.deployment, airflow.endpoint
     port = int(endpoint.url.rpartition(":")[2])
-    deployment.write_config(port=port, slots=sum(pool_slots(deployment.home).values()), schedules=up)
+    deployment.write_config(port=port, slots=sum(pool_slots().values()), schedules=up)
     deployment.logs.mkdir(parents=True, exist_ok=True)
     ready = deployment.root / "ready"
     ready.unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def close_unfinished_runs() -> list[str]:
 def prepare(home: Home, *, close_runs: bool) -> None:
     """Everything above, in order; prints what it closed."""
     migrate()
-    set_pools(home, pool_slots(home))
+    set_pools(home, pool_slots())
     if close_runs:
         for run in close_unfinished_runs():
             print(f"closed: {run}", flush=True)

@@ -50,7 +50,7 @@ def prepare() -> None:
     environ = dict(os.environ)
     if "AIRFLOW_HOME" not in environ:
         deployment = Deployment.locate(home)
-        deployment.write_for(sum(pool_slots(home).values()))
+        deployment.write_for(sum(pool_slots().values()))
         environ = deployment.environ()
     command = [sys.executable, "-m", "evpack.airflow.prepare"]
     done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)

@@ -104,7 +104,7 @@ def _pools(home: Home) -> Iterator[Finding]:
     if not home.pools.is_file():
         yield Finding("no pools were made yet", SETUP)
         return
-    made, now = made_pools(home), pool_slots(home)
+    made, now = made_pools(home), pool_slots()
     if made == now:
         yield Finding(f"the pools fit this host: {_listed(made)}")
     else:

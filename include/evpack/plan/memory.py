@@ -107,18 +107,17 @@ def edits_share_a_pass(
     return not large and scoring_gb(weights_gb, vocab, settings) < LARGE_GB
 
 
-def host_devices(settings: Settings, home: Home) -> Devices:
-    """The accelerators of this host that the settings admit (`nvml.in_pool`) and steps may get; none without a driver.
+def found_devices(settings: Settings) -> tuple[list[DeviceFacts], list[DeviceFacts]]:
+    """The accelerators of this host, and those of them that the settings admit (`nvml.in_pool`); none without a driver.
 
     Raises:
-        BadInput: when a host with devices has none of those that are named, or none of those that are may serve: a
-            large model would run on the CPU unasked.
+        BadInput: when a host with devices has none of those that are named.
         Transient: when the driver does not answer.
     """
     named = settings.cuda_visible_devices is not None
     names = settings.cuda_visible_devices if named else settings.gpu_id_list
     if settings.num_gpus == 0 or names == ():
-        return Devices(0)
+        return [], []
     found = read_devices()
     admitted = in_pool(found, settings)
     if names and found and not admitted and not NO_DEVICE_NAMES.issuperset(names):
@@ -128,6 +127,17 @@ def host_devices(settings: Settings, home: Home) -> Devices:
             f"give numbers from 0 to {len(found) - 1} or beginnings of UUIDs (parts of a device, as MIG makes them, "
             "cannot be leased), or NUM_GPUS=0 for the CPU",
         )
+    return found, admitted
+
+
+def host_devices(settings: Settings, home: Home) -> Devices:
+    """The accelerators of this host to plan for: those that the settings admit and steps may get now.
+
+    Raises:
+        BadInput: as `found_devices`, and when none may serve: a large model would run on the CPU unasked.
+        Transient: when the driver does not answer.
+    """
+    _, admitted = found_devices(settings)
     if not admitted:
         return Devices(0)
     least_gb = least_free_gb(settings, len(admitted))

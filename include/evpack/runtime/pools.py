@@ -46,15 +46,17 @@ def made_pools(home: Home) -> dict[str, int]:
     return slots_made(home.pools) or {}
 
 
-def pool_slots(home: Home) -> dict[str, int]:
-    """Slots by pool name. `gpu` has one per device that steps may get; without one the plan puts nothing there.
+def pool_slots() -> dict[str, int]:
+    """Slots by pool name. `gpu` has one per device that is not broken; without one the plan puts nothing there.
+
+    A quarantined device counts: what is planned and running keeps its slots, and a lease decides on devices.
 
     Where EVPACK_HOSTS lists several hosts, each has both pools, with its name.
 
     Raises:
-        BadInput: when a variable of the environment that decides about devices is wrong, or no device can serve.
+        BadInput: when a variable of the environment that decides about devices is wrong, or names none of this host's.
     """
-    from evpack.plan.memory import host_devices
+    from evpack.plan.memory import found_devices
     from evpack.plan.placement import described
     from evpack.settings_resolve import resolve
 
@@ -62,4 +64,5 @@ def pool_slots(home: Home) -> dict[str, int]:
     if hosts := chosen_hosts():
         slots = {pool_of(CPU_POOL, host.name): host.cpu_slots for host in hosts}
         return slots | {pool_of(GPU_POOL, host.name): described(host, settings).count for host in hosts}
-    return {CPU_POOL: cpu_slots(), GPU_POOL: host_devices(settings, home).count}
+    _, admitted = found_devices(settings)
+    return {CPU_POOL: cpu_slots(), GPU_POOL: sum(device.fault is None for device in admitted)}
