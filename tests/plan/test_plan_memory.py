@@ -96,6 +96,8 @@ def test_devices_that_never_have_enough_free_are_none_to_plan_for(home: Home, mo
         host_devices(settings(), home)
     assert host_devices(settings(gpu_min_free_gb=4), home) == Devices(2, 8)
     assert host_devices(settings(num_gpus=1), home) == Devices(1, 8)  # shared with its user
+    with pytest.raises(BadInput, match="GPU_MIN_FREE_GB"):
+        host_devices(settings(cuda_visible_devices="1"), home)
     monkeypatch.setattr(memory, "read_devices", lambda: devices(80.0, 8.0, 48.0))
     assert host_devices(settings(), home) == Devices(2, 48)
     monkeypatch.setattr(memory, "read_devices", lambda: devices(8.0))

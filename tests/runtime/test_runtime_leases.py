@@ -158,6 +158,14 @@ def test_a_display_on_the_only_device_is_no_reason_to_wait(pretend: Pretend, mak
         assert leased.devices == ("GPU-0",)
 
 
+def test_one_device_of_a_server_is_shared_with_nobody(pretend: Pretend, make_context: MakeContext) -> None:
+    pretend({}, {"processes": [1]}, {"used_gb": 75})
+    for named, why in (("1", "1 other processes"), ("2", r"5\.0 GB free, 10\.0 GB are asked for")):
+        ctx = make_context(scoring_gb=4.0, cuda_visible_devices=(named,))
+        with pytest.raises(NoDevice, match=why), lease_devices(ctx, 1):
+            pass
+
+
 def test_a_pool_that_never_can_is_no_reason_to_wait(pretend: Pretend, make_context: MakeContext) -> None:
     pretend({}, {"memory_gb": 5}, {"health": "ecc"})
     ctx = make_context(2, lease_wait=1e6)

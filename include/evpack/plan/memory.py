@@ -137,10 +137,10 @@ def host_devices(settings: Settings, home: Home) -> Devices:
         BadInput: as `found_devices`, and when none may serve: a large model would run on the CPU unasked.
         Transient: when the driver does not answer.
     """
-    _, admitted = found_devices(settings)
+    found, admitted = found_devices(settings)
     if not admitted:
         return Devices(0)
-    least_gb = least_free_gb(settings, len(admitted))
+    least_gb = least_free_gb(settings, len(found))
     refused = {device.uuid: _out_of_service(device, home, least_gb) for device in admitted}
     pool = [device for device in admitted if refused[device.uuid] is None]
     if not pool:
@@ -152,13 +152,13 @@ def host_devices(settings: Settings, home: Home) -> Devices:
     return Devices(len(pool), settings.gpu_memory_per_device or settings.gpu_memory_gb or smallest)
 
 
-def least_free_gb(settings: Settings, pool: int) -> float:
+def least_free_gb(settings: Settings, devices: int) -> float:
     """Memory, GB, that a device must have free whatever a step needs: GPU_MIN_FREE_GB where the host serves many.
 
     Args:
-        pool: devices that the settings admit.
+        devices: that the host has.
     """
-    return 0.0 if shared_with_user(settings, pool) else settings.gpu_min_free_gb
+    return 0.0 if shared_with_user(settings, devices) else settings.gpu_min_free_gb
 
 
 def _out_of_service(device: DeviceFacts, home: Home, least_gb: float) -> str | None:

@@ -109,15 +109,15 @@ def in_pool(devices: Iterable[DeviceFacts], settings: Settings) -> list[DeviceFa
     return found if settings.num_gpus is None else found[: settings.num_gpus]
 
 
-def shared_with_user(settings: Settings, pool: int) -> bool:
+def shared_with_user(settings: Settings, devices: int) -> bool:
     """Whether a host is taken as shared with its user: steps need no idle device and no GPU_MIN_FREE_GB then.
 
     A display takes memory of a workstation's only device and never lets it go: a step would wait for ever.
 
     Args:
-        pool: devices that the settings admit.
+        devices: that the host has, not only those that the settings admit.
     """
-    return pool == 1 or settings.num_gpus == 1 or settings.gpu_id_list == ("0",)
+    return devices == 1 or settings.num_gpus == 1 or settings.gpu_id_list == ("0",)
 
 
 def _read_file(path: Path) -> list[DeviceFacts]:

@@ -31,16 +31,16 @@ class Demand:
     """Whether each must be without any other user."""
 
     @classmethod
-    def of(cls, model: ModelPlan, settings: Settings, pool: int) -> Demand:
+    def of(cls, model: ModelPlan, settings: Settings, devices: int) -> Demand:
         """Of the steps that score a model: its share on each device, GPU_MIN_FREE_GB, GPU_REQUIRE_IDLE.
 
         On a host that is shared with its user only the model must fit.
 
         Args:
-            pool: devices that the settings admit.
+            devices: that the host has.
         """
         share = model.scoring_gb / max(1, model.devices)
-        if shared_with_user(settings, pool):
+        if shared_with_user(settings, devices):
             return cls(model.devices, share, idle=False)
         return cls(model.devices, max(share, settings.gpu_min_free_gb), settings.gpu_require_idle)
 

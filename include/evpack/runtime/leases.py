@@ -140,8 +140,8 @@ def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
     """
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         raise BrokenContract("CUDA was initialised before the step's devices were leased")
-    pool = in_pool(cached_devices(ctx.home, ctx.settings.gpu_cache_ttl), ctx.settings)
-    demand = Demand.of(ctx.plan.model(ctx.step.model or ""), ctx.settings, len(pool))
+    found = cached_devices(ctx.home, ctx.settings.gpu_cache_ttl)
+    demand = Demand.of(ctx.plan.model(ctx.step.model or ""), ctx.settings, len(found))
     started = time.monotonic()
     with ExitStack() as locks:
         devices = _wait(ctx, demand, locks)
