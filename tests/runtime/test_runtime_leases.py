@@ -209,9 +209,9 @@ def test_a_broken_device_is_quarantined_and_work_goes_on_elsewhere(
 ASSERT = "CUDA error: device-side assert triggered"
 
 
-def attempted(ctx: Any, problem: Exception) -> tuple[StepExit, tuple[str, ...]]:
+def attempted(ctx: Any, problem: Exception, dag_run: str | None = None) -> tuple[StepExit, tuple[str, ...]]:
     """An attempt of a step that fails on its device: its class, and what it held."""
-    record, leased = Attempt(ctx.run, ctx.step.id, 1, None), Leased()
+    record, leased = Attempt(ctx.run, ctx.step.id, 1, dag_run), Leased()
     record.begin()
     try:
         with lease_devices(ctx, 1) as leased:
@@ -233,6 +233,19 @@ def test_a_step_that_asserts_on_a_second_device_is_the_cause_itself(
     assert attempted(ctx, RuntimeError(ASSERT)) == (StepExit.PERMANENT, ("GPU-2",))
     assert [bool(health_of(home, f"GPU-{n}").quarantined) for n in range(4)] == [True, False, False, False]
     assert "as on GPU-0 before" in str(read_attempts(ctx.run, ctx.step.id)[-1]["error"])
+
+
+def test_what_was_mended_since_blames_no_step(home: Home, pretend: Pretend, make_context: MakeContext) -> None:
+    pretend(count=6)
+    ctx = make_context()
+    first, second = RuntimeError(ASSERT), RuntimeError("an illegal memory access was encountered")
+    assert attempted(ctx, first, "one") == (StepExit.TRANSIENT, ("GPU-0",))
+    assert attempted(ctx, second, "two") == (StepExit.TRANSIENT, ("GPU-1",))  # the model was mended, then resumed
+    release(home, "GPU-1")
+    pretend({"processes": [1]}, {"processes": [1]}, count=4)  # what was released serves somebody else
+    assert attempted(ctx, first, "two") == (StepExit.TRANSIENT, ("GPU-2",))
+    assert attempted(ctx, second, "two") == (StepExit.PERMANENT, ("GPU-3",))
+    assert "as on GPU-2 before" in str(read_attempts(ctx.run, ctx.step.id)[-1]["error"])
 
 
 def test_one_sick_device_is_not_the_steps_fault(home: Home, pretend: Pretend, make_context: MakeContext) -> None:

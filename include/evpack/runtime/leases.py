@@ -135,7 +135,7 @@ def lease_devices(ctx: StepContext, count: int) -> Iterator[Leased]:
     Raises:
         NoDevice: when not all devices became free in time.
         EvpackError: when the pool, without quarantined devices, can never give as many; when the block failed as the
-            step had on other devices before.
+            step had on other devices before, in the same DAG run.
         BrokenContract: when CUDA runs in this process already, so that it would not see the choice.
     """
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
@@ -271,10 +271,14 @@ def _own_fault(ctx: StepContext, uuids: Sequence[str], problem: BaseException) -
     """What a step fails by that failed in this way on other devices already; None when these may be the cause."""
     if not (isinstance(problem, RuntimeError) and _STRAYED.search(str(problem))):
         return None
-    for record in read_attempts(ctx.run, ctx.step.id):
+    records = read_attempts(ctx.run, ctx.step.id)
+    now = {record["dag_run"] for record in records if record["class"] == "running"}
+    for record in records:
         before = (record.get("leased") or {}).get("devices", ())
-        alike = _STRAYED.search(record["error"] or "") is not None
-        if before and alike and set(uuids).isdisjoint(before) and not any(map(_faults(ctx.home).get, uuids)):
+        alike = record["dag_run"] in now and _STRAYED.search(record["error"] or "") is not None
+        kept = all(health_of(ctx.home, uuid).quarantined for uuid in before)  # nobody mended and released one since
+        elsewhere = before and kept and set(uuids).isdisjoint(before)
+        if alike and elsewhere and not any(map(_faults(ctx.home).get, uuids)):
             return EvpackError(
                 f"{_reason(problem)} on {', '.join(uuids)}, as on {', '.join(before)} before: the cause is step "
                 f"{ctx.step.id}, not a device",
