@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from airflow.serialization.serialized_objects import DagSerialization
@@ -20,11 +20,14 @@ from evpack.errors import BadInput
 from evpack.files import write_json
 from evpack.home import Home
 from evpack.plan.model import StepPlan, StepType
+from evpack.rundir import RunDir
 from evpack.runtime.abandoned import reap_abandoned
 from evpack.runtime.choice import check_runtime
 from evpack.settings import MOST_RETRIES, Settings
 from evpack.steps.state import read_attempts
 from tests.plans import planned_run
+
+CALIBRATE = "m.calibrate"
 
 
 def test_only_steps_of_models_and_cells_run_in_containers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +92,18 @@ def test_where_steps_run_on_other_hosts_no_engine_is_asked_for_here(monkeypatch:
     check_runtime()
 
 
+def task_of(place: Path) -> tuple[RunDir, ContainerStepOperator, Any]:
+    """A campaign of one step, its task, and the context in which Airflow executes that."""
+    step = StepPlan(id=CALIBRATE, type=StepType.CALIBRATE, model="m", lane="cpu_s")
+    run = planned_run(place / "run", [step], Settings(min_free_disk_gb=0))
+    me = {"dag_id": "d", "run_id": "r"}
+    write_json(run.dag_run, {"at_work": me})
+    ti = SimpleNamespace(xcom_pull=lambda **_: str(run.root), try_number=1, max_tries=MOST_RETRIES, map_index=0)
+    ti.dag_id, ti.task_id = "d", "cpu_s.models.calibrate"
+    task = ContainerStepOperator(task_id=ti.task_id, subject="m", title="m")
+    return run, task, {"ti": ti, "dag_run": SimpleNamespace(**me)}
+
+
 @pytest.mark.parametrize(
     ("image", "end", "class_", "error"),
     [
@@ -108,18 +123,30 @@ def test_what_stands_in_the_way_of_a_container_is_in_the_books_of_its_step(
     monkeypatch.setenv("EVPACK_WORKER_IMAGE", image)
     if class_ == "bad_input":
         monkeypatch.setattr("evpack.runtime.docker_engine.connect", lambda: None)
-    step = StepPlan(id="m.setup_baseline", type=StepType.SETUP_BASELINE, model="m", lane="cpu_s")
-    run = planned_run(tmp_path / "run", [step], Settings(min_free_disk_gb=0))
-    me = {"dag_id": "d", "run_id": "r"}
-    write_json(run.dag_run, {"at_work": me})
-    ti = SimpleNamespace(xcom_pull=lambda **_: str(run.root), try_number=1, max_tries=MOST_RETRIES, map_index=0)
-    ti.dag_id, ti.task_id = "d", "cpu_s.models.setup_baseline"
-    task = ContainerStepOperator(task_id=ti.task_id, subject="m", title="m")
+    run, task, context = task_of(tmp_path)
     with pytest.raises(end):
-        task.execute(cast(Any, {"ti": ti, "dag_run": SimpleNamespace(**me)}))
-    (record,) = read_attempts(run, step.id)
+        task.execute(context)
+    (record,) = read_attempts(run, CALIBRATE)
     assert record["class"] == class_ and error in record["error"]
     assert not no_engine.exists()
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_task_that_is_stopped_while_it_looks_for_its_engine_starts_no_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, task, context = task_of(tmp_path)
+    engine = SimpleNamespace(containers=lambda **_: [])  # makes none
+
+    def connect() -> Any:
+        task.on_kill()  # as the handler of SIGTERM does, and then the task goes on
+        return engine
+
+    monkeypatch.setattr("evpack.runtime.docker_engine.connect", connect)
+    with pytest.raises(StepRetry):
+        task.execute(context)
+    (record,) = read_attempts(run, CALIBRATE)
+    assert record["error"] == "stopped before its container was made"
 
 
 def test_an_engine_that_does_not_answer_is_said_and_stops_nothing(

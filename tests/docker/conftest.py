@@ -56,7 +56,7 @@ def in_container(engine: Any, limits: ContainerLimits, deployment: Home) -> Run:
     """Run a step in a container of the test's engine; keyword arguments are other limits."""
 
     def run(run: RunDir, step: str, **changed: Any) -> StepExit:
-        return run_step(run.root, step, work=ContainerWork(engine, replace(limits, **changed), {}))
+        return run_step(run.root, step, work=ContainerWork(lambda: (engine, replace(limits, **changed)), {}))
 
     return run
 

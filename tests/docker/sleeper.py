@@ -63,7 +63,7 @@ def main() -> StepExit:
     """Look after one sleeping step: run directory, step id, image."""
     run, step, image = sys.argv[1:]
     instead(Patch, SLEEP)
-    work = ContainerWork(connect(), ContainerLimits(image, 10**9, 10**7), {})
+    work = ContainerWork(lambda: (connect(), ContainerLimits(image, 10**9, 10**7)), {})
     return run_step(Path(run), step, work=work)
 
 

@@ -162,7 +162,7 @@ def test_a_step_beyond_its_time_limit_leaves_no_container(
 def test_a_step_that_is_stopped_cleans_up_and_is_gone(
     plan: Plan, engine: Any, limits: ContainerLimits, deployment: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, work = plan(), ContainerWork(engine, limits, {})
+    run, work = plan(), ContainerWork(lambda: (engine, limits), {})
     sleeper.instead(monkeypatch, sleeper.SLEEP)
     ends: list[StepExit] = []
     task = threading.Thread(target=lambda: ends.append(run_step(run.root, SETUP, work=work)))
@@ -224,7 +224,7 @@ def test_a_new_try_ends_the_container_of_the_one_before(
 def test_another_deployment_s_containers_are_left_alone(
     engine: Any, limits: ContainerLimits, deployment: Home, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, work = plan(), ContainerWork(engine, limits, {})
+    run, work = plan(), ContainerWork(lambda: (engine, limits), {})
     sleeper.instead(monkeypatch, sleeper.SLEEP)
     task = threading.Thread(target=run_step, args=(run.root, SETUP), kwargs={"work": work})
     task.start()

@@ -263,13 +263,13 @@ def test_a_task_that_is_stopped_early_starts_no_container(
     plan: Plan, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = plan()
-    work = ContainerWork(Engine(home), LIMITS, {})  # type: ignore[arg-type]
+    work = ContainerWork(lambda: (Engine(home), LIMITS), {})  # type: ignore[arg-type,return-value]
 
     def started(*_: Any) -> Ended:
         raise AssertionError("a container was started")
 
     monkeypatch.setattr(RunningContainer, "run", started)
-    monkeypatch.setattr(work, "_make_way", lambda ctx: work.stop())  # cleared while it looks for earlier ones
+    monkeypatch.setattr(docker_step, "_make_way", lambda *_: work.stop())  # cleared while it looks for earlier ones
     assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT
     with pytest.raises(FailedElsewhere, match="stopped"):
         work(context(run, home, SETUP), None)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ def test_what_a_container_does_to_devices_is_told_and_counted_outside(
     run = plan(worker_max_failures=1)
     quarantine(home, "GPU-2", "long ago", step=CALIBRATE)
     home.notifications.unlink()
-    work = ContainerWork(Engine(home), LIMITS, {})  # type: ignore[arg-type]
+    work = ContainerWork(lambda: (Engine(home), LIMITS), {})  # type: ignore[arg-type,return-value]
 
     def crashes(container: Any, _: Any) -> Ended:
         command = container._spec.command
@@ -293,7 +293,7 @@ def test_what_a_container_does_to_devices_is_told_and_counted_outside(
         write_json(Path(command[command.index("--outbox") + 1]) / RESULT_FILE, value | {"peak_rss_bytes": 1})
         return Ended(139, memory_killed=False)
 
-    monkeypatch.setattr(work, "_make_way", lambda _: None)
+    monkeypatch.setattr(docker_step, "_make_way", lambda *_: None)
     monkeypatch.setattr(RunningContainer, "run", crashes)
     record = Attempt(run, CALIBRATE, 1, None)
     with pytest.raises(FailedElsewhere, match="SIGSEGV") as caught:
@@ -330,8 +330,8 @@ def test_neither_a_download_nor_an_engine_holds_a_step_up_for_ever(
         time.sleep(600)  # ended by the limit
 
     run = plan(task_timeouts={"SETUP_BASELINE": 1})
-    work = ContainerWork(Engine(home), LIMITS, {})  # type: ignore[arg-type]
-    monkeypatch.setattr(work, "_make_way", lambda _: None)
+    work = ContainerWork(lambda: (Engine(home), LIMITS), {})  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(docker_step, "_make_way", lambda *_: None)
     monkeypatch.setattr(docker_step, "HANG_S", 0)
     monkeypatch.setattr(RunningContainer, "run", hangs)
     assert run_step(run.root, SETUP, work=work) is StepExit.TRANSIENT

@@ -61,7 +61,7 @@ def test_traps_are_stepped_over(
 def test_a_container_that_ignores_its_end_is_gone_all_the_same(
     plan: Plan, engine: Any, limits: ContainerLimits, deployment: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, work = plan(), ContainerWork(engine, limits, {})
+    run, work = plan(), ContainerWork(lambda: (engine, limits), {})
     sleeper.instead(monkeypatch, DEAF)
     ends: list[StepExit] = []
     task = threading.Thread(target=lambda: ends.append(run_step(run.root, SETUP, work=work)))

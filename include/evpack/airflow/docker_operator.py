@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
@@ -20,12 +19,12 @@ from evpack.airflow.endings import check_lane, check_tries, end_task, failed, fr
 from evpack.airflow.operators import run_dir_of
 from evpack.errors import BadInput, EvpackError, Transient
 from evpack.plan.model import StepType, load_plan
+from evpack.runtime.docker_spec import WORKER_IMAGE_ENV, ContainerLimits
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from evpack.steps.base import StepContext
-    from evpack.steps.state import Attempt
+    from docker import APIClient
 
 
 class ContainerStepOperator(DockerOperator):
@@ -34,22 +33,16 @@ class ContainerStepOperator(DockerOperator):
     template_fields: Sequence[str] = ("subject", "title")
 
     def __init__(self, *, subject: str, title: str, **kwargs: Any) -> None:
-        super().__init__(image="the image that EVPACK_WORKER_IMAGE pins", **kwargs)
+        super().__init__(image=os.environ.get(WORKER_IMAGE_ENV, ""), **kwargs)
         self.subject = subject
         self.title = title
 
     def execute(self, context: Context) -> None:
         """Run the step, its output in the task log; its exit code decides how the task ends."""
-        from evpack.runtime.docker_engine import connect
-        from evpack.runtime.docker_spec import ContainerLimits
         from evpack.runtime.docker_step import ContainerWork
         from evpack.steps.runner import run_step
 
-        run, ti = run_dir_of(context), context["ti"]
-        step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
-        limits = frozen_limits(run)
-        check_tries(context, limits, step_id)
-        check_lane(self.task_id, load_plan(run), step_id)
+        ti = context["ti"]
         labels = {
             "dag_id": ti.dag_id,
             "dag_run": context["dag_run"].run_id,
@@ -57,18 +50,16 @@ class ContainerStepOperator(DockerOperator):
             "map_index": str(ti.map_index),
             "try": str(ti.try_number),
         }
-
-        def work(ctx: StepContext, record: Attempt) -> list[Path]:
-            """Within the step's books, where it is seen what stands in the way of its container."""
-            try:
-                client = connect()
-            except BadInput as error:  # it answered when the campaign was planned
-                raise Transient(error.what, error.mend) from error
-            self._work = ContainerWork(client, ContainerLimits.of(os.environ), labels)
-            return self._work(ctx, record)
-
+        self._work = ContainerWork(_engine, labels)  # before all else: a stop that comes while the step begins binds it
+        run = run_dir_of(context)
+        step_id = f"{self.subject}.{StepType(self.task_id.rpartition('.')[2])}"
+        limits = frozen_limits(run)
+        check_tries(context, limits, step_id)
+        check_lane(self.task_id, load_plan(run), step_id)
         try:
-            code = run_step(run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=work)
+            code = run_step(
+                run.root, step_id, attempt=ti.try_number, dag_run=context["dag_run"].run_id, work=self._work
+            )
         except EvpackError as error:
             raise failed(error, limits) from None
         end_task(code, step_id, run)
@@ -78,3 +69,19 @@ class ContainerStepOperator(DockerOperator):
         work = getattr(self, "_work", None)
         if work is not None:
             work.stop()
+
+
+def _engine() -> tuple[APIClient, ContainerLimits]:
+    """The engine and the limits of this deployment.
+
+    Raises:
+        BadInput: when no image is pinned.
+        Transient: when the engine does not answer: it did when the campaign was planned.
+    """
+    from evpack.runtime.docker_engine import connect
+
+    try:
+        client = connect()
+    except BadInput as error:
+        raise Transient(error.what, error.mend) from error
+    return client, ContainerLimits.of(os.environ)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,12 +42,16 @@ class FailedElsewhere(EvpackError):
 
 
 class ContainerWork:
-    """Does the work of steps in containers of one engine, one step at a time."""
+    """Does the work of a task in containers, one step at a time; once it is stopped it starts none."""
 
-    def __init__(self, client: APIClient, limits: ContainerLimits, labels: Mapping[str, str]) -> None:
-        """Give labels that say where the task stands in Airflow."""
-        self._client = client
-        self._limits = limits
+    def __init__(self, engine: Callable[[], tuple[APIClient, ContainerLimits]], labels: Mapping[str, str]) -> None:
+        """Nothing is asked of the engine yet.
+
+        Args:
+            engine: gives it and the deployment's limits; called in the books of each step, which tell its failure.
+            labels: say where the task stands in Airflow.
+        """
+        self._engine = engine
         self._labels = dict(labels)
         self._container: RunningContainer | None = None
         self._stopped = False
@@ -58,10 +62,11 @@ class ContainerWork:
         Raises:
             FailedElsewhere: when the work failed, with its class.
             TimedOut: when what it needs is not fetched within the step's limit, or its container does not end.
-            BadInput, Transient: when the engine does not run it.
+            BadInput, Transient: when the engine is not there or does not run it.
             EvidenceError: when it left no readable result.
         """
-        self._make_way(ctx)
+        client, limits = self._engine()
+        _make_way(client, ctx)
         texts: tuple[Path, ...] = ()
         if ctx.step.type is StepType.SETUP_BASELINE:
             with time_limit(ctx.step.timeout_s or 0):
@@ -73,7 +78,7 @@ class ContainerWork:
                 ctx.step,
                 ctx.settings,
                 ctx.home,
-                limits=self._limits,
+                limits=limits,
                 command=_command(ctx, outbox),
                 texts=texts,
                 threads=threads_for(ctx.plan, ctx.step),
@@ -81,7 +86,7 @@ class ContainerWork:
             )
             output = Output(log)
             before = _quarantined_by(ctx)
-            self._container = RunningContainer(self._client, spec)
+            self._container = RunningContainer(client, spec)
             if self._stopped:
                 raise FailedElsewhere(StepExit.TRANSIENT, "stopped before its container was made")
             try:
@@ -104,18 +109,19 @@ class ContainerWork:
         return _checked(ctx, result)
 
     def stop(self) -> None:
-        """End the container that runs; called when its task is cleared, failed by hand or timed out."""
+        """End the container that runs, and start none from now on; called at any moment, also from a signal handler."""
         self._stopped = True
         if self._container is not None:
             self._container.stop()
 
-    def _make_way(self, ctx: StepContext) -> None:
-        """No container of an earlier attempt computes beside this one, whoever looks after it."""
-        for line in reap(self._client, ctx.home):
-            log.warning("removed %s: nobody looks after it", line)
-        for container in ours(self._client, ctx.home, run_dir=str(ctx.run.root), step=ctx.step.id):
-            log.warning("removed container %s of an earlier attempt", container["Id"][:12])
-            remove(self._client, container["Id"])
+
+def _make_way(client: APIClient, ctx: StepContext) -> None:
+    """No container of an earlier attempt computes beside this one, whoever looks after it."""
+    for line in reap(client, ctx.home):
+        log.warning("removed %s: nobody looks after it", line)
+    for container in ours(client, ctx.home, run_dir=str(ctx.run.root), step=ctx.step.id):
+        log.warning("removed container %s of an earlier attempt", container["Id"][:12])
+        remove(client, container["Id"])
 
 
 def _quarantined_by(ctx: StepContext) -> dict[str, str]:
