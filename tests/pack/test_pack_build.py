@@ -125,6 +125,17 @@ def test_a_verdict_compiled_again_keeps_the_pack_where_nothing_changed(
     assert tree_digests(first.path) == before or not again.kept
 
 
+def test_a_verdict_over_a_newer_report_is_a_new_one(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that was cleared and came out alike: the verdict says the same, of other evidence."""
+    first = read_json(campaign.run.final_verdict)
+    report = next(campaign.run.root.rglob(layout.REPORT))
+    value = read_json(report)
+    write_json(report, value | {"artifacts": {**value["artifacts"], "generated_at": "2031-01-01T00:00:00Z"}})
+    monkeypatch.setattr("evpack.steps.compile_verdict.utc_now", lambda: "2031-01-01T00:00:01Z")
+    second = read_json(campaign.finish().run.final_verdict)
+    assert second == first | {"timestamp": "2031-01-01T00:00:01Z"}
+
+
 @pytest.mark.parametrize("stated", ["not a time", "2031-01-01", None, 7])
 def test_a_time_that_is_none_is_not_kept(campaign: Campaign, stated: object) -> None:
     value = read_json(campaign.run.final_verdict)

@@ -67,7 +67,7 @@ def described(host: Host, settings: Settings) -> Devices:
     count = sum(number < host.devices for number in numbers)
     if settings.num_gpus is not None:
         count = min(count, settings.num_gpus)
-    if count and host.memory_gb < (least_gb := least_free_gb(settings, count)):
+    if count and host.memory_gb < (least_gb := least_free_gb(settings, host.devices)):
         raise BadInput(
             f"{HOSTS_ENV} gives the devices of {host.name} {host.memory_gb:g} GB each, GPU_MIN_FREE_GB={least_gb:g} "
             "asks for more free",
