@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from evpack.assets.worker import run_worker
-from evpack.errors import CheckpointError, DiskFull, EvpackError, OutOfHostMemory
+from evpack.errors import CheckpointError, DiskFull, EvpackError, OutOfHostMemory, Transient
 
 ENDS: dict[str, tuple[str, type[EvpackError], str]] = {
     "killed": ("import os; os.kill(os.getpid(), 9)", OutOfHostMemory, r"exit -9\): it said nothing \(memory ran out"),
+    "stopped": ("import os; os.kill(os.getpid(), 15)", Transient, r"exit -15\): it said nothing \(it was stopped"),
     "killed in a shell": ("import sys; sys.exit(137)", OutOfHostMemory, "exit 137"),
     "no memory": ("bytearray(1 << 60)", OutOfHostMemory, "MemoryError"),
     "no memory for torch": ("import torch; torch.empty(1 << 60)", OutOfHostMemory, "not enough memory|can't allocate"),

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evpack.errors import CheckpointError, DiskFull, OutOfHostMemory, lacks_memory
+from evpack.errors import CheckpointError, DiskFull, OutOfHostMemory, Transient, lacks_memory
 
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exits of a process that the kernel ended for want of memory; nobody else ends a worker this way."""
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""Exits of one that somebody stopped, most likely with everything else on this host."""
 
 
 def run_worker(
@@ -38,7 +40,7 @@ def run_worker(
         environ: the process's environment; this one's when None.
 
     Raises:
-        DiskFull, OutOfHostMemory: the machine's fault by its last words, or by how it ended.
+        DiskFull, OutOfHostMemory, Transient: the machine's fault by its last words, or by how it ended.
         CheckpointError: it failed otherwise, with its last words.
     """
     command = [sys.executable, "-m", module, str(source), str(target), *extra]
@@ -53,4 +55,6 @@ def run_worker(
         raise DiskFull(f"{what} (writing {target})", "free some space on that file system and try again")
     if result.returncode in _KILLED or last.startswith("MemoryError") or lacks_memory(RuntimeError(last)):
         raise OutOfHostMemory(f"{what} (memory ran out)", "give the host more memory, or run less beside it")
+    if result.returncode in _STOPPED:
+        raise Transient(f"{what} (it was stopped)", "try again")
     raise CheckpointError(what, mend)
