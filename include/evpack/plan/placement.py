@@ -99,21 +99,19 @@ def share_out(sources: Sequence[Source], among: Sequence[Place], settings: Setti
     busy = dict.fromkeys((place.host for place in among), 0.0)
     chosen: dict[str, tuple[Place, int]] = {}
     for source in sorted(sources, key=lambda source: -source.weights_gb):
-        fitting, refused = [], None
+        fitting, refused = [], []
         for place in among:
             try:
-                fitting.append((place, _devices(source, place, settings)))
+                count = devices_needed(source.id, source.weights_gb, source.vocab, place.devices, settings)
             except BadInput as error:
-                refused = error
+                refused.append(error)
+            else:
+                fitting.append((place, count))
         if not fitting:
-            raise refused or BadInput("there is no host to plan for", "list one in EVPACK_HOSTS")
+            raise refused[-1]
         place, count = min(
             fitting, key=lambda found: (busy[found[0].host] + source.weights_gb) / max(1, found[0].devices.count)
         )
         busy[place.host] += source.weights_gb
         chosen[source.id] = (place, count)
     return [chosen[source.id] for source in sources]
-
-
-def _devices(source: Source, place: Place, settings: Settings) -> int:
-    return devices_needed(source.id, source.weights_gb, source.vocab, place.devices, settings)
